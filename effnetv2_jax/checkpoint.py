@@ -1,0 +1,182 @@
+"""Checkpoints: Orbax writes them in the background, checksums tell whether they are whole.
+
+Layout: `DIRECTORY/<step>/` with Orbax's files and `checksums.json`. Orbax notices a truncated
+file but restores a flipped byte silently, hence checksums of our own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from effnetv2_jax.errors import InputError
+from effnetv2_jax.parallel import to_host
+
+CHECKSUMS = "checksums.json"
+
+
+class Checkpoints:
+    """The checkpoints of one directory.
+
+    Args:
+      directory: created on the first save.
+      keep: number of newest checkpoints to keep.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int):
+        if keep < 1:
+            raise InputError(f"checkpoint.keep is {keep}: it must be at least 1.")
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+        self._sealer: threading.Thread | None = None
+
+    def steps(self) -> list[int]:
+        """Steps that have a committed checkpoint, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+
+    def save(self, state: Any) -> None:
+        """Starts writing a state; returns once its values are copied.
+
+        A step that is already there is left alone: the same run reaches the same state.
+        """
+        self.wait()
+        step = int(state.step)
+        if step in self.steps():
+            return
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, cleanup_tmp_directories=True
+            )
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        tree = flax.serialization.to_state_dict(state)
+        if jax.process_count() > 1:
+            # Orbax refuses the outputs of pmap on several processes; NumPy trees are fine.
+            tree = to_host(tree)
+        self._manager.save(step, args=ocp.args.StandardSave(tree), force=True)
+        self._sealer = threading.Thread(target=self._seal, args=(step,), name="checksums")
+        self._sealer.start()
+
+    def _seal(self, step: int) -> None:
+        assert self._manager is not None
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            write_checksums(self.directory / str(step))
+
+    def wait(self) -> None:
+        """Waits until the last save is complete and sealed."""
+        if self._sealer is not None:
+            self._sealer.join()
+            self._sealer = None
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits for the last save and ends the background threads."""
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def restore_newest(self, template: Any) -> Any | None:
+        """Reads the newest checkpoint that is whole.
+
+        Damaged ones are reported and moved aside as `<step>.damaged`, so that training can write
+        the step again.
+
+        Args:
+          template: a state of the same structure and shapes.
+
+        Returns:
+          The state with NumPy arrays, or None if there has never been a checkpoint.
+
+        Raises:
+          InputError: there are checkpoints and none is whole.
+        """
+        steps = self.steps()
+        damaged = []
+        for step in reversed(steps):
+            path = self.directory / str(step)
+            try:
+                state = read_checkpoint(path, template)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                damaged.append(f"{step} ({reason})")
+                logging.warning("Checkpoint %s is damaged: %s", path, reason)
+                continue
+            if damaged:
+                logging.warning("Falling back to the checkpoint of step %d.", step)
+                self._set_aside(steps, newer_than=step)
+            return state
+        if damaged:
+            raise InputError(
+                f"no checkpoint in {self.directory} can be read: {', '.join(damaged)}. Remove the "
+                "folder to start again."
+            )
+        return None
+
+    def _set_aside(self, steps: list[int], newer_than: int) -> None:
+        if jax.process_index() != 0:
+            return
+        for step in steps:
+            if step > newer_than:
+                path = self.directory / str(step)
+                path.rename(path.with_name(f"{step}.damaged"))
+
+
+def read_checkpoint(path: Path, template: Any) -> Any:
+    """Reads one checkpoint folder into the structure of `template`, as NumPy arrays.
+
+    Raises:
+      ValueError: a checksum differs, or Orbax cannot read the files.
+    """
+    verify_checksums(path)
+    abstract = jax.tree.map(
+        lambda a: np.empty(a.shape, a.dtype), flax.serialization.to_state_dict(template)
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(path / "default", abstract)
+    return flax.serialization.from_state_dict(template, tree)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes the SHA-256 of every file of a checkpoint beside them, in one atomic step."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+    digests = {str(p.relative_to(folder)): _digest(p) for p in files}
+    temporary = folder / f".{CHECKSUMS}.tmp"
+    temporary.write_text(json.dumps(digests, indent=1))
+    temporary.replace(folder / CHECKSUMS)
+
+
+def verify_checksums(folder: Path) -> None:
+    """Raises ValueError if a file is missing or differs from its checksum.
+
+    A folder without checksums passes: the run was killed between Orbax's commit and ours.
+    """
+    path = folder / CHECKSUMS
+    if not path.exists():
+        return
+    for name, digest in json.loads(path.read_text()).items():
+        file = folder / name
+        if not file.is_file():
+            raise ValueError(f"file {name} is missing")
+        if _digest(file) != digest:
+            raise ValueError(f"the checksum of file {name} differs")

@@ -1,0 +1,428 @@
+"""RandAugment on uint8 images, in the host input pipeline.
+
+RandAugment (Cubuk et al. 2020, "RandAugment: Practical automated data augmentation with a reduced
+search space") applies `num_layers` operations one after the other. Each is drawn uniformly from
+sixteen, and all work at one magnitude on AutoAugment's scale from 0 (no change) to 10 (Cubuk et
+al. 2019, "AutoAugment: Learning augmentation policies from data", table of operations in the
+appendix). EfficientNetV2 (Tan & Le 2021, section 4, Algorithm 1 and Table 6) raises the magnitude
+from 5 to 15, 20 or 25 while it trains; above 10 the scale continues in a straight line.
+
+`OPERATIONS` says what every operation does at a level. It is a clean definition: every operation
+with a level is the identity at level 0, and gets stronger (or has reached its end) with the level.
+The released code (google/automl, efficientnetv2/autoaugment.py) differs from it on purpose or by
+accident, so the two must not be compared at equal magnitude without this list:
+
+* posterize keeps int(0.4 L) bits there, and solarize inverts from int(25.6 L) up, so that both get
+  weaker as L grows; from L = 10 the solarize threshold wraps around modulo 256;
+* color, contrast, brightness and sharpness always use the factor 0.1 + 0.18 L there, which is the
+  identity at L = 5, and contrast blends with a constant that depends on the image size only;
+* translate and cutout are in pixels there, whatever the image size.
+
+Pixel arithmetic follows Pillow, which both papers used: blends and histogram tables truncate, and
+grey is (19595 R + 38470 G + 7471 B) / 65536, rounded. The operations are pure functions of an image
+and plain arguments. They avoid `tf.where` and table look-ups on whole images, which cost several
+times more on a CPU than uint8 or float32 arithmetic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import tensorflow as tf
+
+from effnetv2_jax.errors import InputError, unknown_name
+
+GREY = 128  # Fills empty pixels; autoaugment.py: `replace` of every geometric operation.
+_GREY_WEIGHTS = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow, Image.convert("L").
+_REFERENCE_SIZE = 384  # Pixels; the largest training size in the released hparams (M, L, XL).
+
+# A number that a row of the table fixed, or one that the random sign chose between two.
+Number: TypeAlias = float | tf.Tensor
+
+# ---------------------------------------------------------------- operations on the grey levels
+
+
+def autocontrast(image: tf.Tensor) -> tf.Tensor:
+    """Stretches each channel linearly to 0..255; a flat channel stays as it is."""
+    low = tf.cast(tf.reduce_min(image, axis=(0, 1)), tf.float32)
+    high = tf.cast(tf.reduce_max(image, axis=(0, 1)), tf.float32)
+    flat = low >= high
+    low, high = tf.where(flat, 0.0, low), tf.where(flat, 255.0, high)
+    # Rows of width * 3 numbers: broadcasting over an inner axis of 3 is slow. The product is exact
+    # in float32 and the quotient correctly rounded, so the truncation is that of exact arithmetic.
+    width = tf.shape(image)[1]
+    low, span = tf.tile(low, [width]), tf.tile(high - low, [width])
+    stretched = (tf.cast(_rows(image), tf.float32) - low) * 255.0 / span
+    return _restore(tf.cast(stretched, tf.uint8), image)
+
+
+def equalize(image: tf.Tensor) -> tf.Tensor:
+    """Gives each channel a histogram that is as flat as a table of grey levels can make it."""
+    # One table of 3 * 256 entries serves the three channels.
+    offsets = tf.tile(tf.constant([0, 256, 512]), [tf.shape(image)[1]])
+    indices = tf.cast(_rows(image), tf.int32) + offsets
+    histogram = tf.raw_ops.DenseBincount(
+        input=tf.reshape(indices, [-1]), size=768, weights=tf.zeros([0], tf.int32)
+    )
+    histogram = tf.reshape(histogram, [3, 256])
+    below = tf.cumsum(histogram, axis=1, exclusive=True)
+    # Pixels below the channel's highest level, shared out over 255 steps.
+    step = tf.reduce_max(tf.where(histogram > 0, below, 0), axis=1, keepdims=True) // 255
+    table = tf.minimum((step // 2 + below) // tf.maximum(step, 1), 255)
+    table = tf.where(step > 0, table, tf.range(256))
+    table = tf.cast(tf.reshape(table, [-1]), tf.uint8)
+    return _restore(tf.gather(table, indices), image)
+
+
+def invert(image: tf.Tensor) -> tf.Tensor:
+    """Turns each grey level v into 255 - v."""
+    return tf.bitwise.invert(image)
+
+
+def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
+    """Keeps the `bits` highest bits (0..8) of each grey level."""
+    return tf.bitwise.bitwise_and(image, _uint8(256 - 2 ** (8 - bits)))
+
+
+def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
+    """Inverts the grey levels from `threshold` (0..256) up."""
+    if threshold > 255:
+        return image
+    return tf.bitwise.bitwise_xor(image, 255 * tf.cast(image >= threshold, tf.uint8))
+
+
+def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
+    """Adds `addition` to the grey levels below 128, up to 255."""
+    addition = min(addition, 255)
+    # At most 255 after the addition, and never less than before: so the larger one is right.
+    brighter = tf.minimum(image, _uint8(255 - addition)) + _uint8(addition)
+    return tf.maximum(image, brighter * tf.cast(image < 128, tf.uint8))
+
+
+# -------------------------------------------------- operations that blend with a poorer image
+
+
+def color(image: tf.Tensor, factor: Number) -> tf.Tensor:
+    """Blends with the grey image: factor 0 is grey, 1 the image, more is more colourful."""
+    return _restore(_blend(_grey(image, copies=3), image, factor), image)
+
+
+def contrast(image: tf.Tensor, factor: Number) -> tf.Tensor:
+    """Blends with the image's mean grey level: factor 0 is flat, 1 the image."""
+    total = tf.reduce_sum(tf.cast(_grey(image, copies=1), tf.int32))  # float32 would lose units
+    mean = tf.cast(total, tf.float64) / tf.cast(tf.size(image) // 3, tf.float64)
+    return _blend(tf.cast(tf.floor(mean + 0.5), tf.float32), image, factor)
+
+
+def brightness(image: tf.Tensor, factor: Number) -> tf.Tensor:
+    """Blends with black: factor 0 is black, 1 the image."""
+    return tf.cast(tf.minimum(tf.cast(image, tf.float32) * factor, 255.0), tf.uint8)
+
+
+def sharpness(image: tf.Tensor, factor: Number) -> tf.Tensor:
+    """Blends with the smoothed image: factor 0 is smooth, 1 the image. The border is kept."""
+    kernel = tf.tile(tf.reshape([1.0, 1, 1, 1, 5, 1, 1, 1, 1], [3, 3, 1, 1]), [1, 1, 3, 1])
+    sums = tf.nn.depthwise_conv2d(tf.cast(image, tf.float32)[None], kernel, [1, 1, 1, 1], "SAME")
+    smooth = tf.floor(sums[0] / 13.0 + 0.5)
+    inner = _blend(smooth, image, factor)[1:-1, 1:-1]
+    # `[1:][-1:]` is the last line, or none where the first line is also the last.
+    middle = image[1:-1]
+    inner = tf.concat([middle[:, :1], inner, middle[:, 1:][:, -1:]], axis=1)
+    return _restore(tf.concat([image[:1], inner, image[1:][-1:]], axis=0), image)
+
+
+# ------------------------------------------------------------------------- geometric operations
+
+
+def rotate(image: tf.Tensor, degrees: Number) -> tf.Tensor:
+    """Rotates counter-clockwise about the centre of the image."""
+    height, width = _size(image)
+    x, y = (width - 1) / 2, (height - 1) / 2
+    radians = tf.cast(degrees, tf.float32) * (math.pi / 180)
+    cos, sin = tf.cos(radians), tf.sin(radians)
+    return _transform(image, [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y])
+
+
+def shear_x(image: tf.Tensor, shear: Number) -> tf.Tensor:
+    """Moves each row left by `shear` times its distance from the top row."""
+    return _transform(image, [1.0, shear, 0.0, 0.0, 1.0, 0.0])
+
+
+def shear_y(image: tf.Tensor, shear: Number) -> tf.Tensor:
+    """Moves each column up by `shear` times its distance from the leftmost column."""
+    return _transform(image, [1.0, 0.0, 0.0, shear, 1.0, 0.0])
+
+
+def translate_x(image: tf.Tensor, fraction: Number) -> tf.Tensor:
+    """Moves the image to the right by a fraction of its width."""
+    _, width = _size(image)
+    return _transform(image, [1.0, 0.0, -fraction * width, 0.0, 1.0, 0.0])
+
+
+def translate_y(image: tf.Tensor, fraction: Number) -> tf.Tensor:
+    """Moves the image down by a fraction of its height."""
+    height, _ = _size(image)
+    return _transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, -fraction * height])
+
+
+def cutout(image: tf.Tensor, fraction: float, centre: tf.Tensor) -> tf.Tensor:
+    """Fills a square hole with grey; the image's border clips it.
+
+    Args:
+      image: uint8 [height, width, 3].
+      fraction: side of the hole, as a fraction of the image's shorter side.
+      centre: of the hole, (y, x) as fractions of height and width in [0, 1).
+    """
+    size = tf.shape(image)[:2]
+    shorter = tf.cast(tf.reduce_min(size), tf.float32)
+    side = tf.cast(tf.round(min(fraction, 1.0) * shorter), tf.int32)
+    start = tf.cast(centre * tf.cast(size, tf.float32), tf.int32) - side // 2
+    (top, left), (bottom, right) = (
+        tf.unstack(tf.maximum(start, 0)),
+        tf.unstack(tf.minimum(start + side, size)),
+    )
+    hole = tf.fill([bottom - top, right - left, 3], _uint8(GREY))
+    band = image[top:bottom]
+    band = tf.concat([band[:, :left], hole, band[:, right:]], axis=1)
+    return _restore(tf.concat([image[:top], band, image[bottom:]], axis=0), image)
+
+
+# ------------------------------------------------------------------------------------ the table
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One row of the table: a function of an image, and its argument at a level.
+
+    Attributes:
+      function: image, then the argument if there is one, then the centre if `needs_centre`.
+      argument: (level, sign) -> argument, in plain Python; the sign is -1.0 or 1.0. None where the
+        operation has no level.
+      needs_centre: whether the function also takes a random position.
+    """
+
+    function: Callable[..., tf.Tensor]
+    argument: Callable[[float, float], float] | None = None
+    needs_centre: bool = False
+
+
+def _factor(level: float, sign: float) -> float:
+    """AutoAugment's enhance range: 0.1 to 1.9 at level 10, 1 (the image) at level 0."""
+    return max(0.0, 1.0 + sign * 0.09 * level)
+
+
+# L is the level. "AutoAugment" is the range in its table of operations, which L = 10 reaches.
+# The order fixes which random number means which operation: append, never sort.
+OPERATIONS: dict[str, Operation] = {
+    # No level. AutoAugment.
+    "AutoContrast": Operation(autocontrast),
+    "Equalize": Operation(equalize),
+    "Invert": Operation(invert),
+    # -30..30 degrees. AutoAugment.
+    "Rotate": Operation(rotate, lambda level, sign: sign * 3.0 * level),
+    # 8..4 bits; at least 1 is left beyond L = 17.5. AutoAugment; the released code counts upwards.
+    "Posterize": Operation(posterize, lambda level, sign: max(1, 8 - int(0.4 * level))),
+    # 256..0. AutoAugment; the released code counts upwards. All levels are inverted from L = 10 on.
+    "Solarize": Operation(solarize, lambda level, sign: max(0, int(256 - 25.6 * level))),
+    # 0.1..1.9. AutoAugment; the sign is ours, as the released 0.1 + 0.18 L has its identity at 5.
+    "Color": Operation(color, _factor),
+    "Contrast": Operation(contrast, _factor),
+    "Brightness": Operation(brightness, _factor),
+    "Sharpness": Operation(sharpness, _factor),
+    # -0.3..0.3. AutoAugment.
+    "ShearX": Operation(shear_x, lambda level, sign: sign * 0.03 * level),
+    "ShearY": Operation(shear_y, lambda level, sign: sign * 0.03 * level),
+    # 10 pixels a level in the released code (translate_const 100), as a fraction of its largest
+    # training size: the same distance there, and in proportion on smaller images.
+    "TranslateX": Operation(translate_x, lambda level, sign: sign * 10 * level / _REFERENCE_SIZE),
+    "TranslateY": Operation(translate_y, lambda level, sign: sign * 10 * level / _REFERENCE_SIZE),
+    # 4 pixels a level each way in the released code (cutout_const 40), as a fraction likewise.
+    "Cutout": Operation(cutout, lambda level, sign: 8 * level / _REFERENCE_SIZE, needs_centre=True),
+    # 0..110. Released code, `int((level / 10) * 110)`; not in AutoAugment.
+    "SolarizeAdd": Operation(solarize_add, lambda level, sign: int(11 * level)),
+}
+
+
+# ---------------------------------------------------------------------------------- public verbs
+
+
+class Draw(NamedTuple):
+    """What chance decides, for each layer of one image.
+
+    Attributes:
+      operation: int32 [num_layers], index into the table.
+      sign: float32 [num_layers], -1 or 1 with equal chance.
+      centre: float32 [num_layers, 2], uniform in [0, 1).
+    """
+
+    operation: tf.Tensor
+    sign: tf.Tensor
+    centre: tf.Tensor
+
+
+def draw_layers(seed: tf.Tensor, num_layers: int) -> Draw:
+    """Draws the operations of one image; the same seed gives the same draw everywhere.
+
+    Args:
+      seed: int32 [2], used for nothing else.
+      num_layers: how many operations to draw.
+    """
+    # The algorithm is named because the default may depend on the device.
+    uniform = tf.random.stateless_uniform([num_layers, 4], seed, alg="philox")
+    return Draw(
+        operation=tf.cast(uniform[:, 0] * len(OPERATIONS), tf.int32),
+        sign=tf.where(uniform[:, 1] < 0.5, -1.0, 1.0),
+        centre=uniform[:, 2:],
+    )
+
+
+def apply_operation(
+    name: str,
+    image: tf.Tensor,
+    *,
+    level: float,
+    sign: Number = 1.0,
+    centre: Sequence[float] | tf.Tensor = (0.5, 0.5),
+) -> tf.Tensor:
+    """Applies one operation of the table, with nothing left to chance.
+
+    Args:
+      name: a key of `OPERATIONS`.
+      image: uint8 [height, width, 3].
+      level: strength from 0 (none) to 10, or above.
+      sign: -1 or 1, for the operations that go two ways.
+      centre: (y, x) in [0, 1), for cutout.
+
+    Raises:
+      InputError: for an unknown name or a level that is negative or not finite.
+    """
+    if name not in OPERATIONS:
+        raise unknown_name("RandAugment operation", name, OPERATIONS)
+    level = _checked_level(level)
+    image = tf.convert_to_tensor(image)
+    row = OPERATIONS[name]
+    arguments: list[Number] = []
+    if row.argument is not None:
+        negative, positive = row.argument(level, -1.0), row.argument(level, 1.0)
+        # Most rows ignore the sign, and their functions need a plain number.
+        same = negative == positive
+        arguments.append(positive if same else tf.where(sign > 0, positive, negative))
+    if row.needs_centre:
+        arguments.append(tf.convert_to_tensor(centre, tf.float32))
+    return row.function(image, *arguments)
+
+
+def rand_augment(
+    image: tf.Tensor, seed: tf.Tensor, *, magnitude: float, num_layers: int = 2
+) -> tf.Tensor:
+    """Applies `num_layers` random operations to one image; only the drawn ones run.
+
+    Args:
+      image: uint8 [height, width, 3].
+      seed: int32 [2]; the same seed gives the same result. Use it for nothing else, or the
+        operations depend on whatever else it decides.
+      magnitude: the level of every operation, from 0 to 10 or above. A fraction is used as it is.
+        At 0 the three operations without a level still act.
+      num_layers: operations per image.
+
+    Returns:
+      A uint8 image of the same (static) shape.
+
+    Raises:
+      InputError: for a magnitude that is negative or not finite, a negative `num_layers`, or an
+        image that is not uint8 with three channels.
+    """
+    magnitude = _checked_level(magnitude)
+    if num_layers < 0:
+        raise InputError(f"num_layers is {num_layers}, but must be 0 or more.")
+    image = tf.convert_to_tensor(image)
+    if image.dtype != tf.uint8 or image.shape.rank != 3 or image.shape[-1] != 3:
+        raise InputError(
+            f"RandAugment got a {image.dtype.name} image of shape {image.shape}, but works on uint8"
+            " [height, width, 3]: apply it before normalisation and batching."
+        )
+    draw = draw_layers(seed, num_layers)
+    for layer in range(num_layers):
+        branches = [
+            functools.partial(
+                apply_operation,
+                name,
+                image,
+                level=magnitude,
+                sign=draw.sign[layer],
+                centre=draw.centre[layer],
+            )
+            for name in OPERATIONS
+        ]
+        image = tf.switch_case(draw.operation[layer], branches)
+    return image
+
+
+# --------------------------------------------------------------------------------------- helpers
+
+
+def _checked_level(level: float) -> float:
+    if not (math.isfinite(level) and level >= 0):
+        raise InputError(
+            f"RandAugment magnitude {level} is outside its scale: give 0 (weakest) to 10, or up to"
+            " 25 as in Table 6 of the EfficientNetV2 paper."
+        )
+    return float(level)
+
+
+def _uint8(value: int) -> tf.Tensor:
+    return tf.constant(value, tf.uint8)
+
+
+def _rows(image: tf.Tensor) -> tf.Tensor:
+    """[height, width, 3] -> [height, width * 3], without a copy."""
+    shape = tf.shape(image)
+    return tf.reshape(image, [shape[0], shape[1] * 3])
+
+
+def _restore(pixels: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+    """Gives `pixels` the shape of `image`; TensorFlow infers the static shape from this too."""
+    return tf.reshape(pixels, tf.shape(image))
+
+
+def _size(image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Height and width in float32."""
+    shape = tf.cast(tf.shape(image), tf.float32)
+    return shape[0], shape[1]
+
+
+def _grey(image: tf.Tensor, copies: int) -> tf.Tensor:
+    """Pillow's grey levels in float32, `copies` per pixel: [height, width, copies]."""
+    # Exact: every weight has 15 or 16 bits and every pixel 8, so all sums fit into 24 bits.
+    weights = tf.tile(tf.constant(_GREY_WEIGHTS)[:, None], [1, copies])
+    levels = tf.floor(tf.matmul(tf.cast(tf.reshape(image, [-1, 3]), tf.float32), weights) + 0.5)
+    return tf.reshape(levels, tf.concat([tf.shape(image)[:2], [copies]], axis=0))
+
+
+def _blend(poorer: tf.Tensor, image: tf.Tensor, factor: Number) -> tf.Tensor:
+    """`poorer` (float32) at factor 0, the image at 1, straight on beyond; truncated like Pillow."""
+    pixels = poorer + factor * (tf.cast(image, tf.float32) - poorer)
+    return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
+
+
+def _transform(image: tf.Tensor, matrix: Sequence[Number]) -> tf.Tensor:
+    """Fills the pixel (x, y) from (a x + b y + c, d x + e y + f), rounded; grey if outside.
+
+    Args:
+      image: uint8 [height, width, 3].
+      matrix: a, b, c, d, e, f, in pixels; (0, 0) is the middle of the top left pixel.
+    """
+    row = tf.stack([tf.cast(value, tf.float32) for value in (*matrix, 0.0, 0.0)])
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=image[None],
+        transforms=row[None],
+        output_shape=tf.shape(image)[:2],
+        fill_value=float(GREY),
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )
+    return _restore(moved[0], image)

@@ -1,0 +1,1 @@
+"""The networks: tables in `specs.py`, topology in `efficientnet.py`, one file per family."""

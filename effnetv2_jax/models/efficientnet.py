@@ -1,0 +1,251 @@
+"""The EfficientNetV2 network: topology only, its numbers stand in `specs.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from effnetv2_jax.errors import InputError
+from effnetv2_jax.models import specs
+from effnetv2_jax.models.layers import (
+    Conv,
+    Rate,
+    SqueezeExcite,
+    classifier_init,
+    drop,
+    example_uniforms,
+)
+
+
+def _is_zero(rate: Rate) -> bool:
+    """Whether a rate is known to be 0 while tracing (a traced rate never is)."""
+    return isinstance(rate, (int, float)) and rate == 0.0
+
+
+class FusedMBConv(nn.Module):
+    """Fused-MBConv: a full convolution in place of the 1x1 and the depthwise one (Figure 2)."""
+
+    block: specs.Block
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps [N, H, W, C] to [N, ceil(H / stride), ceil(W / stride), out_filters]."""
+        block = self.block
+        if block.expansion == 1:
+            # One convolution; its activation comes before the skip is added (effnetv2_model.py).
+            x = self.conv(block.out_filters, block.kernel_size, block.stride, name="conv")(images)
+            return nn.silu(self.norm(name="bn")(x))
+        filters = block.in_filters * block.expansion
+        x = self.conv(filters, block.kernel_size, block.stride, name="expand_conv")(images)
+        x = nn.silu(self.norm(name="expand_bn")(x))
+        if block.squeeze_filters is not None:
+            x = SqueezeExcite(block.squeeze_filters, self.conv.keywords["dtype"], name="se")(x)
+        x = self.conv(block.out_filters, name="project_conv")(x)
+        return self.norm(name="project_bn")(x)
+
+
+class MBConv(nn.Module):
+    """MBConv: 1x1 expansion, depthwise convolution, squeeze-excitation, 1x1 projection."""
+
+    block: specs.Block
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps [N, H, W, C] to [N, ceil(H / stride), ceil(W / stride), out_filters]."""
+        block = self.block
+        filters = block.in_filters * block.expansion
+        x = images
+        if block.expansion != 1:
+            x = self.conv(filters, name="expand_conv")(x)
+            x = nn.silu(self.norm(name="expand_bn")(x))
+        depthwise = functools.partial(self.conv, depthwise=True, name="depthwise_conv")
+        x = depthwise(filters, block.kernel_size, block.stride)(x)
+        x = nn.silu(self.norm(name="depthwise_bn")(x))
+        if block.squeeze_filters is not None:
+            x = SqueezeExcite(block.squeeze_filters, self.conv.keywords["dtype"], name="se")(x)
+        x = self.conv(block.out_filters, name="project_conv")(x)
+        return self.norm(name="project_bn")(x)
+
+
+_OPERATIONS = {"fused": FusedMBConv, "mbconv": MBConv}
+
+
+class EfficientNet(nn.Module):
+    """An EfficientNetV2; build it with `create_model`.
+
+    Attributes:
+      spec: the architecture table, coefficients included.
+      num_classes: width of the logits.
+      dtype: type of activations; parameters, BN statistics and logits stay float32.
+      dropout_rate: head dropout, used unless a call gives its own.
+      drop_path_rate: stochastic depth of the (virtual) last block, likewise.
+      bn_decay: weight of the old value in the running statistics (0.99 in the paper's
+        section 5.1, 0.9 in the released hparams.py).
+      bn_epsilon: added to the variance (released: 1e-3).
+      bn_group_size: replicas that share batch statistics, at most (None: all of them).
+      axis_name: name of the replica axis when training on several devices.
+      stem_stride: stride of the first convolution; 1 suits images of about 32 px.
+    """
+
+    spec: specs.Spec
+    num_classes: int = 1000
+    dtype: Any = jnp.float32
+    dropout_rate: float = 0.2
+    drop_path_rate: float = 0.2
+    bn_decay: float = 0.9
+    bn_epsilon: float = 1e-3
+    bn_group_size: int | None = None
+    axis_name: str | None = None
+    stem_stride: int = 2
+
+    @property
+    def total_stride(self) -> int:
+        """Image pixels per pixel of the last feature map."""
+        stride = self.stem_stride
+        for row in self.spec.rows:
+            stride *= row.stride
+        return stride
+
+    def _bn_groups(self) -> list[list[int]] | None:
+        if self.axis_name is None or self.bn_group_size is None or self.is_initializing():
+            return None
+        num_replicas = lax.axis_size(self.axis_name)
+        size = min(self.bn_group_size, num_replicas)
+        if num_replicas % size:
+            raise InputError(
+                f"model.bn_group_size {size} does not divide the {num_replicas} replicas: "
+                f"choose a divisor of {num_replicas}."
+            )
+        if size == num_replicas:
+            return None
+        return [list(range(first, first + size)) for first in range(0, num_replicas, size)]
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        dropout_rate: Rate | None = None,
+        drop_path_rate: Rate | None = None,
+        return_features: bool = False,
+    ) -> jax.Array | dict[str, jax.Array]:
+        """Classifies images.
+
+        Args:
+          images: [N, H, W, 3], normalised, of any height and width.
+          train: whether batch statistics, dropout and stochastic depth are on. Training needs
+            the rngs `dropout` and `drop_path` and the mutable collection `batch_stats`.
+          dropout_rate: overrides the attribute; may be traced.
+          drop_path_rate: overrides the attribute; may be traced.
+          return_features: whether to return every endpoint instead of the logits alone.
+
+        Returns:
+          Float32 logits [N, num_classes], or a dict with `reduction_1` to `reduction_5` (the
+          feature map before each halving of resolution, and the last), `features` (the head's
+          map), `pooled` [N, C] and `logits`.
+        """
+        dropout_rate = self.dropout_rate if dropout_rate is None else dropout_rate
+        drop_path_rate = self.drop_path_rate if drop_path_rate is None else drop_path_rate
+        conv = functools.partial(Conv, dtype=self.dtype)
+        norm = functools.partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=self.bn_decay,
+            epsilon=self.bn_epsilon,
+            dtype=self.dtype,
+            axis_name=self.axis_name if train else None,
+            axis_index_groups=self._bn_groups() if train else None,
+        )
+        blocks = specs.unroll(self.spec)
+        endpoints: dict[str, jax.Array] = {}
+
+        x = images.astype(self.dtype)
+        x = conv(blocks[0].in_filters, 3, self.stem_stride, name="stem_conv")(x)
+        x = nn.silu(norm(name="stem_bn")(x))
+
+        drops_paths = train and not _is_zero(drop_path_rate)
+        if drops_paths:
+            # One draw for all blocks: a generator in each would dominate the compile time.
+            path_draws = example_uniforms(
+                self.make_rng("drop_path"), x.shape[0], len(blocks), self.axis_name
+            )[:, :, None, None, None]
+        num_reductions = 0
+        rates = specs.drop_path_rates(len(blocks), drop_path_rate)
+        for index, (block, rate) in enumerate(zip(blocks, rates, strict=True)):
+            branch = _OPERATIONS[block.operation](block, conv, norm, name=f"blocks_{index}")(x)
+            if block.has_skip:
+                if drops_paths:
+                    branch = drop(branch, path_draws[:, index], rate)
+                branch = branch + x
+            x = branch
+            if index + 1 == len(blocks) or blocks[index + 1].stride > 1:
+                num_reductions += 1
+                endpoints[f"reduction_{num_reductions}"] = x
+
+        head_filters = specs.scale_filters(self.spec.head_filters, self.spec.width)
+        x = conv(head_filters, name="head_conv")(x)
+        x = nn.silu(norm(name="head_bn")(x))
+        endpoints["features"] = x
+        x = jnp.mean(x, axis=(1, 2))
+        endpoints["pooled"] = x
+        if train and not _is_zero(dropout_rate):
+            draws = example_uniforms(self.make_rng("dropout"), *x.shape, self.axis_name)
+            x = drop(x, draws, dropout_rate)
+        x = nn.Dense(
+            self.num_classes, dtype=self.dtype, kernel_init=classifier_init, name="classifier"
+        )(x)
+        endpoints["logits"] = x.astype(jnp.float32)
+        return endpoints if return_features else endpoints["logits"]
+
+
+def create_model(
+    variant: str,
+    *,
+    num_classes: int = 1000,
+    dtype: Any = jnp.float32,
+    width_multiplier: float = 1.0,
+    depth_multiplier: float = 1.0,
+    **overrides: Any,
+) -> EfficientNet:
+    """Builds a network by name.
+
+    Args:
+      variant: one of `list_variants()`, for instance `efficientnetv2-s`.
+      num_classes: width of the logits.
+      dtype: type of activations, as a type or its name; parameters are always float32.
+      width_multiplier: multiplies the variant's width coefficient (cut-down networks).
+      depth_multiplier: multiplies the variant's depth coefficient.
+      **overrides: other attributes of `EfficientNet`; an unknown one is an error.
+
+    Returns:
+      A Linen module with collections `params` and `batch_stats`; its call gives float32 logits.
+
+    Raises:
+      InputError: unknown variant, dtype or override.
+    """
+    spec = specs.get_spec(variant)
+    known = [f.name for f in dataclasses.fields(EfficientNet) if f.name not in ("parent", "name")]
+    for name in overrides:
+        if name not in known or name == "spec":
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."
+            raise InputError(f"create_model has no override {name!r}: {hint}")
+    if str(jnp.dtype(dtype)) not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"dtype {dtype} is not supported: choose float32, bfloat16 or float16.")
+    spec = dataclasses.replace(
+        spec, width=spec.width * width_multiplier, depth=spec.depth * depth_multiplier
+    )
+    overrides.setdefault("dropout_rate", spec.dropout_rate)
+    return EfficientNet(spec=spec, num_classes=num_classes, dtype=jnp.dtype(dtype), **overrides)

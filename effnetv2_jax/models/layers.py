@@ -1,0 +1,121 @@
+"""The layers that EfficientNetV2 is made of.
+
+Random draws are keyed by (rng, position of the example in the global batch), so one device
+and eight draw the same numbers: `axis_name` tells a layer how to find its device's offset.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from effnetv2_jax.models.convolutions import convolution
+
+Rate = float | jax.Array
+Initializer = Callable[..., jax.Array]
+
+
+def conv_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Normal, variance 2 / (kh * kw * filters) (automl efficientnetv2/effnetv2_model.py).
+
+    The released depthwise kernel is [kh, kw, C, 1], whose last dimension is 1, so a depthwise
+    kernel (here [kh, kw, 1, C]) has variance 2 / (kh * kw) whatever its width.
+    """
+    kernel_height, kernel_width, in_filters, out_filters = shape
+    fan_out = 1 if in_filters == 1 and out_filters > 1 else out_filters
+    stddev = math.sqrt(2.0 / (kernel_height * kernel_width * fan_out))
+    return stddev * jax.random.normal(key, shape, dtype)
+
+
+def classifier_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Uniform within 1 / sqrt(classes) of 0 (automl efficientnetv2/effnetv2_model.py)."""
+    limit = 1.0 / math.sqrt(shape[-1])
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+class Conv(nn.Module):
+    """A convolution with SAME padding, lowered per platform; kernel [kh, kw, C / groups, C_out]."""
+
+    filters: int
+    kernel_size: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps [N, H, W, C] to [N, ceil(H / stride), ceil(W / stride), filters]."""
+        in_filters = images.shape[-1]
+        groups = in_filters if self.depthwise else 1
+        shape = (self.kernel_size, self.kernel_size, in_filters // groups, self.filters)
+        kernel = self.param("kernel", conv_init, shape)
+        outputs = convolution(
+            images.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, groups=groups
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.filters,))
+            outputs += bias.astype(self.dtype)
+        return outputs
+
+
+class SqueezeExcite(nn.Module):
+    """Scales channels by a gate computed from their means; both layers are biased."""
+
+    squeeze_filters: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps [N, H, W, C] to the same shape."""
+        gate = jnp.mean(images, axis=(1, 2), keepdims=True)
+        gate = Conv(self.squeeze_filters, use_bias=True, dtype=self.dtype, name="reduce")(gate)
+        gate = nn.silu(gate)
+        gate = Conv(images.shape[-1], use_bias=True, dtype=self.dtype, name="expand")(gate)
+        return images * nn.sigmoid(gate)
+
+
+def batch_positions(count: int, axis_name: str | None) -> jax.Array:
+    """Positions [count] of this device's examples in the global batch."""
+    offset = 0 if axis_name is None else lax.axis_index(axis_name) * count
+    return offset + jnp.arange(count)
+
+
+def example_keys(key: jax.Array, count: int, axis_name: str | None) -> jax.Array:
+    """One key for each of this device's `count` examples, by position in the global batch."""
+    return jax.vmap(lambda position: jax.random.fold_in(key, position))(
+        batch_positions(count, axis_name)
+    )
+
+
+def example_uniforms(
+    key: jax.Array, count: int, draws: int, axis_name: str | None
+) -> jax.Array:
+    """Uniform numbers [count, draws] in [0, 1) for this device's `count` examples.
+
+    They are float32 in every compute type: compared in bfloat16, a keep probability of 0.995
+    turns out as 0.992 (measured in the released code).
+    """
+    keys = example_keys(key, count, axis_name)
+    return jax.vmap(lambda k: jax.random.uniform(k, (draws,)))(keys)
+
+
+def drop(inputs: jax.Array, draws: jax.Array, rate: Rate) -> jax.Array:
+    """Zeroes entries with probability `rate` and divides the rest by the probability to stay.
+
+    Unlike `nn.Dropout` it takes a traced rate, so that a new rate compiles nothing.
+
+    Args:
+      inputs: the values.
+      draws: uniform numbers of a shape that broadcasts to the inputs: [N, C] drops features,
+        [N, 1, 1, 1] whole examples (stochastic depth, Huang et al. 2016).
+      rate: the probability of dropping, in [0, 1).
+    """
+    keep = 1.0 - jnp.asarray(rate, jnp.float32)
+    return inputs * jnp.where(draws < keep, 1.0 / keep, 0.0).astype(inputs.dtype)

@@ -1,0 +1,233 @@
+"""Every variant of the network as a table of block rows.
+
+The rows are the released ones (automl efficientnetv2/effnetv2_configs.py); S agrees with
+Table 4 of the paper, the others are printed nowhere else. B1 to B3 scale B0's rows by a width
+and a depth coefficient; S to XL are written out and have both coefficients at 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from effnetv2_jax.errors import unknown_name
+
+Operation = Literal["fused", "mbconv"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockRow:
+    """One row of an architecture table: `repeats` equal blocks, the first of them strided."""
+
+    operation: Operation
+    repeats: int
+    kernel_size: int
+    stride: int
+    expansion: int
+    filters: int
+    squeeze_ratio: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A variant: its rows, coefficients, and the released per-model settings.
+
+    Attributes:
+      rows: the block rows before scaling.
+      stem_filters: output channels of the stem before scaling.
+      head_filters: output channels of the last 1x1 convolution before scaling.
+      width: multiplies every number of channels.
+      depth: multiplies every number of repeats.
+      train_size: largest training image size of the released recipe, pixels.
+      eval_size: evaluation image size, pixels.
+      dropout_rate: head dropout of the released recipe.
+    """
+
+    rows: tuple[BlockRow, ...]
+    stem_filters: int
+    head_filters: int
+    train_size: int
+    eval_size: int
+    dropout_rate: float
+    width: float = 1.0
+    depth: float = 1.0
+
+
+def _fused(repeats: int, stride: int, expansion: int, filters: int) -> BlockRow:
+    # Released Fused-MBConv blocks carry no squeeze-excitation (effnetv2_configs.py).
+    return BlockRow("fused", repeats, 3, stride, expansion, filters)
+
+
+def _mbconv(repeats: int, stride: int, expansion: int, filters: int) -> BlockRow:
+    return BlockRow("mbconv", repeats, 3, stride, expansion, filters, squeeze_ratio=0.25)
+
+
+_BASE_ROWS = (
+    _fused(1, 1, 1, 16),
+    _fused(2, 2, 4, 32),
+    _fused(2, 2, 4, 48),
+    _mbconv(3, 2, 4, 96),
+    _mbconv(5, 1, 6, 112),
+    _mbconv(8, 2, 6, 192),
+)
+
+
+def _base(train_size: int, eval_size: int, dropout_rate: float, width: float, depth: float) -> Spec:
+    return Spec(_BASE_ROWS, 32, 1280, train_size, eval_size, dropout_rate, width, depth)
+
+
+# Sizes and dropout: the per-model tuples of effnetv2_configs.py.
+SPECS: dict[str, Spec] = {
+    "efficientnetv2-b0": _base(192, 224, 0.2, 1.0, 1.0),
+    "efficientnetv2-b1": _base(192, 240, 0.2, 1.0, 1.1),
+    "efficientnetv2-b2": _base(208, 260, 0.3, 1.1, 1.2),
+    "efficientnetv2-b3": _base(240, 300, 0.3, 1.2, 1.4),
+    "efficientnetv2-s": Spec(
+        (
+            _fused(2, 1, 1, 24),
+            _fused(4, 2, 4, 48),
+            _fused(4, 2, 4, 64),
+            _mbconv(6, 2, 4, 128),
+            _mbconv(9, 1, 6, 160),
+            _mbconv(15, 2, 6, 256),
+        ),
+        stem_filters=24,
+        head_filters=1280,
+        train_size=300,
+        eval_size=384,
+        dropout_rate=0.2,
+    ),
+    "efficientnetv2-m": Spec(
+        (
+            _fused(3, 1, 1, 24),
+            _fused(5, 2, 4, 48),
+            _fused(5, 2, 4, 80),
+            _mbconv(7, 2, 4, 160),
+            _mbconv(14, 1, 6, 176),
+            _mbconv(18, 2, 6, 304),
+            _mbconv(5, 1, 6, 512),
+        ),
+        stem_filters=24,
+        head_filters=1280,
+        train_size=384,
+        eval_size=480,
+        dropout_rate=0.3,
+    ),
+    "efficientnetv2-l": Spec(
+        (
+            _fused(4, 1, 1, 32),
+            _fused(7, 2, 4, 64),
+            _fused(7, 2, 4, 96),
+            _mbconv(10, 2, 4, 192),
+            _mbconv(19, 1, 6, 224),
+            _mbconv(25, 2, 6, 384),
+            _mbconv(7, 1, 6, 640),
+        ),
+        stem_filters=32,
+        head_filters=1280,
+        train_size=384,
+        eval_size=480,
+        dropout_rate=0.4,
+    ),
+    "efficientnetv2-xl": Spec(
+        (
+            _fused(4, 1, 1, 32),
+            _fused(8, 2, 4, 64),
+            _fused(8, 2, 4, 96),
+            _mbconv(16, 2, 4, 192),
+            _mbconv(24, 1, 6, 256),
+            _mbconv(32, 2, 6, 512),
+            _mbconv(8, 1, 6, 640),
+        ),
+        stem_filters=32,
+        head_filters=1280,
+        train_size=384,
+        eval_size=512,
+        dropout_rate=0.4,
+    ),
+}
+
+
+def list_variants() -> tuple[str, ...]:
+    """The names that `create_model` takes."""
+    return tuple(SPECS)
+
+
+def get_spec(variant: str) -> Spec:
+    """The table of one variant; `InputError` with the nearest names for an unknown one."""
+    if variant not in SPECS:
+        raise unknown_name("variant", variant, SPECS)
+    return SPECS[variant]
+
+
+def scale_filters(filters: int, width: float) -> int:
+    """Scales a number of channels to the nearest multiple of 8, at least 8.
+
+    Unlike the rule of EfficientNet V1, nothing is rounded up when more than 10 % is lost
+    (automl efficientnetv2/effnetv2_model.py, round_filters); it decides B3's first row.
+    """
+    return max(8, int(filters * width + 4) // 8 * 8)
+
+
+def scale_repeats(repeats: int, depth: float) -> int:
+    """Scales a number of blocks, rounded up."""
+    return math.ceil(depth * repeats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One block of the unrolled network."""
+
+    operation: Operation
+    kernel_size: int
+    stride: int
+    expansion: int
+    in_filters: int
+    out_filters: int
+    squeeze_ratio: float | None
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether the input is added to the output."""
+        return self.stride == 1 and self.in_filters == self.out_filters
+
+    @property
+    def squeeze_filters(self) -> int | None:
+        """Channels between the two squeeze-excitation layers, from the block's *input*."""
+        if self.squeeze_ratio is None:
+            return None
+        return max(1, int(self.squeeze_ratio * self.in_filters))
+
+
+def unroll(spec: Spec) -> tuple[Block, ...]:
+    """The blocks of a variant in order, with the coefficients applied."""
+    blocks = []
+    in_filters = scale_filters(spec.stem_filters, spec.width)
+    for row in spec.rows:
+        out_filters = scale_filters(row.filters, spec.width)
+        for repeat in range(scale_repeats(row.repeats, spec.depth)):
+            stride = row.stride if repeat == 0 else 1
+            blocks.append(
+                Block(
+                    row.operation,
+                    row.kernel_size,
+                    stride,
+                    row.expansion,
+                    in_filters,
+                    out_filters,
+                    row.squeeze_ratio,
+                )
+            )
+            in_filters = out_filters
+    return tuple(blocks)
+
+
+def drop_path_rates(num_blocks: int, drop_path_rate: float) -> tuple[float, ...]:
+    """Probability of dropping each block's branch: linear in the block's index.
+
+    The divisor is the number of blocks, not one less, and blocks without a skip connection
+    count too (automl efficientnetv2/effnetv2_model.py), so the last rate is just below
+    `drop_path_rate`.
+    """
+    return tuple(drop_path_rate * index / num_blocks for index in range(num_blocks))

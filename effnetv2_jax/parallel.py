@@ -1,0 +1,77 @@
+"""Replicas and hosts: the only file that knows pmap.
+
+The state is passed whole (`in_axes=None`) and comes back whole (`out_axes=None`), never as
+stacked copies. pmap is built on shard_map and in maintenance mode, so everything that would
+change with another wrapper stands here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from effnetv2_jax.errors import InputError
+from effnetv2_jax.steps import EvalStep, TrainStep
+
+AXIS = "replica"
+
+
+def parallel_train_step(train_step: TrainStep) -> Any:
+    """Maps a train step over all devices; the old state's buffers are reused.
+
+    The result takes (state, batch split by `split_batch`, strengths, key), with everything but
+    the batch placed by `replicate`.
+    """
+    return jax.pmap(
+        train_step,
+        axis_name=AXIS,
+        in_axes=(None, 0, None, None),
+        out_axes=(None, None),
+        donate_argnums=(0,),
+    )
+
+
+def parallel_eval_step(eval_step: EvalStep) -> Any:
+    """Maps an evaluation step over all devices; it takes (variables, split batch)."""
+    return jax.pmap(eval_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+
+
+def replicate(tree: Any) -> Any:
+    """Places a tree on every device, as the steps return it.
+
+    An initial state that is placed otherwise would make the first step compile twice. With
+    several processes the values go in as NumPy once: a process-local array cannot be donated.
+    """
+    if jax.process_count() > 1:
+        return jax.tree.map(np.asarray, tree)
+    mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def to_host(tree: Any) -> Any:
+    """Copies a replicated tree to NumPy arrays."""
+
+    def fetch(value: Any) -> np.ndarray:
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            value = value.addressable_data(0)
+        return np.asarray(value)
+
+    return jax.tree.map(fetch, tree)
+
+
+def split_batch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Reshapes this host's batch from [n, ...] to [local devices, n / local devices, ...]."""
+    num_devices = jax.local_device_count()
+    return {name: a.reshape(num_devices, -1, *a.shape[1:]) for name, a in batch.items()}
+
+
+def check_batch_size(batch_size: int, num_devices: int) -> None:
+    """Raises `InputError` unless the devices divide a global batch."""
+    if batch_size < 1 or batch_size % num_devices:
+        raise InputError(
+            f"batch_size {batch_size} cannot be split over {num_devices} devices: "
+            f"choose a multiple of {num_devices}."
+        )

@@ -1,0 +1,390 @@
+"""The story of a run, from a configuration to a trained and evaluated network.
+
+One loop serves all stages: a stage is a value that says at which size and how strongly the
+next steps train. A run resumes by itself from its workdir, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from effnetv2_jax.checkpoint import Checkpoints
+from effnetv2_jax.config import Plan, make_plan
+from effnetv2_jax.data.datasets import Dataset, load_dataset
+from effnetv2_jax.data.pipeline import train_batches
+from effnetv2_jax.errors import InputError
+from effnetv2_jax.evaluate import Evaluator
+from effnetv2_jax.models.efficientnet import create_model
+from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
+from effnetv2_jax.parallel import (
+    AXIS,
+    check_batch_size,
+    parallel_train_step,
+    replicate,
+    split_batch,
+    to_host,
+)
+from effnetv2_jax.progressive import Stage, format_stages
+from effnetv2_jax.reporting import (
+    MetricsWriter,
+    Progress,
+    log_parameters,
+    make_profiler,
+    rewind_metrics,
+)
+from effnetv2_jax.steps import make_train_step
+from effnetv2_jax.tools.plot import plot_progress
+from effnetv2_jax.train_state import TrainState, create_train_state
+from effnetv2_jax.workdir import open_workdir
+
+
+class TrainingDiverged(InputError):
+    """The loss or the gradient stopped being finite."""
+
+
+class Interrupted(Exception):
+    """A signal ended training after a checkpoint; `signum` says which."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"stopped at step {step}")
+        self.signum = signum
+        self.step = step
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, float]:
+    """Trains to the end, or goes on where an earlier call in the same workdir stopped.
+
+    Args:
+      config: as `config.base_config()` has it.
+      workdir: gets checkpoints, `config.json`, `plan.json`, `metrics.jsonl`, TensorBoard events
+        and `progress.png`.
+
+    Returns:
+      The last evaluation: `eval/*` of the weights and `eval_ema/*` of their moving average.
+
+    Raises:
+      InputError: bad input, before anything is written.
+      TrainingDiverged: the last good checkpoint stays.
+      Interrupted: SIGTERM or SIGINT; a checkpoint of the last step is there.
+    """
+    check_batch_size(config.batch_size, jax.device_count())
+    dataset = load_dataset(**config.data)
+    plan = make_plan(
+        config,
+        num_train_examples=dataset.train.num_examples,
+        num_eval_examples=dataset.eval.num_examples,
+        num_classes=dataset.num_classes,
+    )
+    model = create_model(**config.model, num_classes=dataset.num_classes, axis_name=AXIS)
+    _check_sizes(config, plan, model.total_stride)
+    schedule_arguments = dict(config.learning_rate)
+    del schedule_arguments["per_256_images"]  # Became the plan's peak learning rate.
+    schedule = learning_rate_schedule(
+        peak=plan.peak_learning_rate,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        **schedule_arguments,
+    )
+    optimizer = make_optimizer(schedule, **config.optimizer)
+    eval_arguments = {k: config.eval[k] for k in ("batch_size", "crop")}
+    evaluator = Evaluator(model, dataset.eval, **eval_arguments, **config.normalize)
+
+    path = open_workdir(workdir, config, plan)
+    checkpoints = Checkpoints(path / "checkpoints", keep=config.checkpoint.keep)
+    best = Checkpoints(path / "best", keep=1)
+    keep_compilations(path / "compilation_cache")
+    logging.info(
+        "%s on %s: %d training and %d held-out examples, %d classes; %d device(s), %d process(es)",
+        config.model.variant,
+        dataset.name,
+        plan.num_train_examples,
+        plan.num_eval_examples,
+        plan.num_classes,
+        jax.device_count(),
+        jax.process_count(),
+    )
+    logging.info("Stages of progressive learning:\n%s", format_stages(plan.stages))
+
+    key = jax.random.key(config.seed)
+    state, step = _initial_state(model, optimizer, key, plan, checkpoints)
+    history = rewind_metrics(path, step)
+    if step >= plan.total_steps:
+        logging.info("The run in %s is complete: all %d steps are done.", path, step)
+        return _last_evaluation(history)
+
+    train_step = parallel_train_step(
+        make_train_step(
+            model,
+            optimizer,
+            **config.normalize,
+            label_smoothing=config.label_smoothing,
+            ema_decay=config.ema_decay,
+            use_mixing=plan.use_mixing,
+            window_steps=config.log_every_steps,
+            axis_name=AXIS,
+        )
+    )
+    state, key = replicate(state), replicate(key)
+    writer = MetricsWriter(path)
+    progress = Progress(plan, config.batch_size, step)
+    profile = make_profiler(path, config.profile_steps)
+    best_top1 = max((row.get("eval_ema/top1", -1.0) for row in history), default=-1.0)
+    compiled_sizes: set[int] = set()
+    stage: Stage | None = None
+    previous: Any = None
+    unreported: tuple[int, Stage, Any] | None = None
+
+    def report(done: int, of_stage: Stage, metrics: Any) -> None:
+        """Writes the metrics of the window that ended with step `done`."""
+        values = jax.device_get(metrics)
+        check_finite(values, checkpoints)
+        scalars = {
+            **{f"train/{k}": float(values[k] / values["steps"]) for k in ("loss", "top1", "grad_norm")},
+            "train/learning_rate": float(schedule(done - 1)),
+            "train/epoch": done / plan.steps_per_epoch,
+            "progressive/stage": of_stage.index,
+            "progressive/image_size": of_stage.image_size,
+            "progressive/dropout_rate": of_stage.dropout_rate,
+            "progressive/randaug_magnitude": of_stage.randaug_magnitude,
+            "progressive/mixup_alpha": of_stage.mixup_alpha,
+            "progressive/cutmix_alpha": of_stage.cutmix_alpha,
+            **progress.rates(done),
+        }
+        writer.write(done, scalars)
+        progress.log(done, scalars, of_stage.index)
+
+    with stop_signals() as stop, contextlib.ExitStack() as cleanup:
+        for closing in (checkpoints.close, best.close, writer.close):
+            cleanup.callback(closing)
+        batches = staged_batches(config, plan, dataset, step)
+        while step < plan.total_steps:
+            waiting_since = time.monotonic()
+            next_stage, batch = next(batches)
+            progress.waited_for_input(time.monotonic() - waiting_since)
+            if next_stage is not stage:
+                stage = next_stage
+                strengths = replicate(
+                    {
+                        name: np.float32(getattr(stage, name))
+                        for name in ("dropout_rate", "mixup_alpha", "cutmix_alpha")
+                    }
+                )
+            launched_at = time.monotonic()
+            state, metrics = train_step(state, split_batch(batch), strengths, key)
+            step += 1
+            if stage.image_size not in compiled_sizes:
+                # The call returns when the step is compiled, while it still runs.
+                compiled_sizes.add(stage.image_size)
+                seconds = time.monotonic() - launched_at
+                progress.paused(seconds)
+                writer.write(step, {"perf/compile_seconds": seconds})
+                logging.info(
+                    "Stage %d: compiled the train step for %d px in %.1f s.",
+                    stage.index + 1,
+                    stage.image_size,
+                    seconds,
+                )
+            # Read what is finished only now that the next step is on its way.
+            if unreported is not None:
+                report(*unreported)
+                unreported = None
+            jax.block_until_ready(previous)
+            previous = metrics
+            profile(step)
+
+            ends_stage = step == stage.last_step
+            evaluates = ends_stage or step % plan.eval_every_steps == 0
+            is_last = step == plan.total_steps
+            saves = is_last or stop.signum is not None or step % plan.checkpoint_every_steps == 0
+            if step % config.log_every_steps == 0 or is_last:
+                unreported = (step, stage, metrics)
+            if not (evaluates or saves):
+                continue
+            if unreported is not None:
+                report(*unreported)
+                unreported = None
+            check_finite(jax.device_get(metrics), checkpoints)
+            paused_at = time.monotonic()
+            if evaluates:
+                results = evaluate_state(evaluator, state, config, stage)
+                writer.write(step, results)
+                if results["eval_ema/top1"] > best_top1:
+                    best_top1 = results["eval_ema/top1"]
+                    best.save(state)
+                    # The best must be safe before a newer checkpoint makes it history.
+                    best.wait()
+                if ends_stage and jax.process_index() == 0:
+                    plot_progress(path)
+            if saves:
+                checkpoints.save(state)
+            progress.paused(time.monotonic() - paused_at)
+            if stop.signum is not None and not is_last:
+                checkpoints.wait()
+                logging.info("Signal %d: saved step %d, stopping.", stop.signum, step)
+                raise Interrupted(stop.signum, step)
+    logging.info("The run in %s is complete: all %d steps are done.", path, step)
+    return results
+
+
+def staged_batches(
+    config: ConfigDict, plan: Plan, dataset: Dataset, step: int
+) -> Iterator[tuple[Stage, dict[str, np.ndarray]]]:
+    """This host's training batches from `step` on, each with its stage."""
+    for stage in plan.stages:
+        if stage.last_step <= step:
+            continue
+        batches = train_batches(
+            dataset.train,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            first_step=max(step, stage.first_step),
+            last_step=stage.last_step,
+            image_size=stage.image_size,
+            randaug_magnitude=stage.randaug_magnitude,
+            num_classes=dataset.num_classes,
+            **config.augment,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for batch in batches:
+            yield stage, batch
+
+
+def evaluate_state(
+    evaluator: Evaluator, state: TrainState, config: ConfigDict, stage: Stage
+) -> dict[str, float]:
+    """Evaluates the weights and their average at the evaluation size.
+
+    With `config.eval.at_stage_size` the stage's size follows as `eval_stage/*`: on tiny images
+    a network trained at 32 px is near chance at 48.
+    """
+    started_at = time.monotonic()
+    raw = {"params": state.params, "batch_stats": state.batch_stats}
+    ema = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+    results = evaluator({"eval": raw, "eval_ema": ema}, config.eval.image_size)
+    if config.eval.at_stage_size:
+        if stage.image_size == config.eval.image_size:
+            same = {name.replace("eval", "eval_stage", 1): v for name, v in results.items()}
+            results.update(same)
+        else:
+            results.update(
+                evaluator({"eval_stage": raw, "eval_stage_ema": ema}, stage.image_size)
+            )
+    logging.info(
+        "[step %d] top1 %.2f %%, of the average %.2f %% (%d px, all %d examples)%s",
+        int(state.step),
+        100 * results["eval/top1"],
+        100 * results["eval_ema/top1"],
+        config.eval.image_size,
+        results["eval/num_examples"],
+        f"; at {stage.image_size} px {100 * results['eval_stage/top1']:.2f} and "
+        f"{100 * results['eval_stage_ema/top1']:.2f} %"
+        if config.eval.at_stage_size
+        else "",
+    )
+    return {**results, "perf/eval_seconds": time.monotonic() - started_at}
+
+
+def check_finite(metrics: dict[str, Any], checkpoints: Checkpoints) -> None:
+    """Raises `TrainingDiverged` if a step since the start had a loss or gradient of NaN or inf."""
+    step = int(metrics["nonfinite_step"])
+    if step >= 0:
+        checkpoints.wait()
+        steps = checkpoints.steps()
+        good = f"the last good checkpoint is of step {steps[-1]}" if steps else "no checkpoint yet"
+        raise TrainingDiverged(
+            f"the loss or gradient of step {step} is not finite ({good}): lower "
+            "learning_rate.per_256_images or set optimizer.clip_norm."
+        )
+
+
+def _check_sizes(config: ConfigDict, plan: Plan, total_stride: int) -> None:
+    sizes = {"progressive.image_size": min(s.image_size for s in plan.stages)}
+    sizes["eval.image_size"] = config.eval.image_size
+    for key, size in sizes.items():
+        if size < total_stride:
+            raise InputError(
+                f"{key} gives images of {size} px, below the network's total stride of "
+                f"{total_stride}: raise it, or lower model.stem_stride."
+            )
+    per_device = config.batch_size // jax.device_count()
+    if plan.use_mixing and per_device % 2:
+        raise InputError(
+            f"mixup and cutmix mix pairs, and batch_size {config.batch_size} leaves {per_device} "
+            f"examples to each of {jax.device_count()} devices: choose a multiple of "
+            f"{2 * jax.device_count()}."
+        )
+
+
+def _initial_state(
+    model: Any, optimizer: Any, key: jax.Array, plan: Plan, checkpoints: Checkpoints
+) -> tuple[TrainState, int]:
+    """The newest checkpoint, or the state before the first step, and its step."""
+
+    def create(key: jax.Array) -> TrainState:
+        return create_train_state(model, optimizer, key, plan.stages[0].image_size)
+
+    template = jax.eval_shape(create, key)
+    log_parameters(template.params)
+    state = checkpoints.restore_newest(template)
+    if state is not None:
+        step = int(state.step)
+        logging.info("Resuming from the checkpoint of step %d.", step)
+        return state, step
+    # One generator for each kernel: on CPU, optimising that code takes longer than running it.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return to_host(jax.jit(create, compiler_options=options)(key)), 0
+
+
+def _last_evaluation(history: list[dict[str, Any]]) -> dict[str, float]:
+    evaluations = [row for row in history if "eval/top1" in row]
+    return {k: v for k, v in evaluations[-1].items() if k != "step"} if evaluations else {}
+
+
+def keep_compilations(directory: Path) -> None:
+    """Keeps compiled programs in a folder, so that a restart compiles nothing again.
+
+    `JAX_COMPILATION_CACHE_DIR` takes precedence.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+class _Stop:
+    signum: int | None = None
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[_Stop]:
+    """Turns SIGTERM and the first SIGINT into a request that the loop reads.
+
+    Outside the main thread (notebooks' executors, tests) signals stay as they are.
+    """
+    stop = _Stop()
+    earlier: dict[int, Any] = {}
+
+    def request(signum: int, frame: Any) -> None:
+        del frame
+        stop.signum = signum
+        signal.signal(signum, earlier[signum])
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        # Raises outside the main thread.
+        with contextlib.suppress(ValueError):
+            earlier[signum] = signal.signal(signum, request)
+    try:
+        yield stop
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)

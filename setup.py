@@ -1,0 +1,47 @@
+"""Packaging. Bounds are the versions that the tests were run with, up to the next announced break."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="effnetv2_jax",
+    version="0.1.0",
+    description="EfficientNetV2 with progressive learning in JAX and Flax, for TPU pods",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["effnetv2_jax", "effnetv2_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "clu>=0.0.12,<0.1",
+        "flax>=0.12.8,<0.13",
+        # TFDS 4.9 imports it without declaring it.
+        "importlib_resources>=6.0",
+        # 0.10 is the last minor version for Python 3.11; 0.13 is not tested.
+        "jax>=0.10.2,<0.13",
+        "matplotlib>=3.9,<4",
+        "ml_collections>=1.1,<2",
+        "numpy>=2.0,<3",
+        "optax>=0.2.8,<0.3",
+        # 1.0 moves its new API to the top level.
+        "orbax-checkpoint>=0.12.8,<1",
+        # clu's writers import it, and TensorFlow 2.21 no longer installs it.
+        "tensorboard>=2.20,<3",
+        # TFDS does not install it.
+        "tensorflow-cpu>=2.21,<2.22",
+        "tensorflow-datasets>=4.9.10,<5",
+    ],
+    extras_require={
+        "digits": ["scikit-learn>=1.6,<2"],
+        "dev": [
+            "mypy>=2.0,<3",
+            "pillow>=11",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.15,<0.18",
+            "scikit-learn>=1.6,<2",
+        ],
+    },
+)
