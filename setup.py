@@ -1,4 +1,4 @@
-"""Packaging. Bounds are the versions that the tests were run with, up to the next announced break."""
+"""Packaging; the bounds are what the tests ran with, up to the next announced break."""
 
 from pathlib import Path
 

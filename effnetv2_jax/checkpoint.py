@@ -7,6 +7,7 @@ file but restores a flipped byte silently, hence checksums of our own.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -20,7 +21,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.parallel import to_host
+from effnetv2_jax.parallel import to_host, wait_for_all_processes
 
 CHECKSUMS = "checksums.json"
 
@@ -129,12 +130,14 @@ class Checkpoints:
         return None
 
     def _set_aside(self, steps: list[int], newer_than: int) -> None:
+        wait_for_all_processes("damaged checkpoints are read")
         if jax.process_index() != 0:
             return
         for step in steps:
             if step > newer_than:
-                path = self.directory / str(step)
-                path.rename(path.with_name(f"{step}.damaged"))
+                names = (f"{step}.damaged{n or ''}" for n in itertools.count())
+                free = next(n for n in names if not (self.directory / n).exists())
+                (self.directory / str(step)).rename(self.directory / free)
 
 
 def read_checkpoint(path: Path, template: Any) -> Any:

@@ -39,7 +39,7 @@ def learning_rate_schedule(
     warmup_steps = int(warmup_epochs * steps_per_epoch)
     if schedule == "exponential":
         stair_steps = decay_epochs * steps_per_epoch
-        decayed = optax.exponential_decay(peak, stair_steps, decay_rate, staircase=True)  # type: ignore[arg-type]
+        decayed = optax.exponential_decay(peak, stair_steps, decay_rate, staircase=True)
     elif schedule == "cosine":
         decayed = optax.cosine_decay_schedule(peak, max(1, total_steps))
     elif schedule == "constant":

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from effnetv2_jax.errors import InputError
@@ -75,3 +76,9 @@ def check_batch_size(batch_size: int, num_devices: int) -> None:
             f"batch_size {batch_size} cannot be split over {num_devices} devices: "
             f"choose a multiple of {num_devices}."
         )
+
+
+def wait_for_all_processes(name: str) -> None:
+    """Returns once every process has reached the point called `name`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -35,9 +35,7 @@ class StageSettings:
 _PAPER_L = StageSettings((128, 380), (0.1, 0.5), (5.0, 25.0), mixup_alpha=(0.0, 0.4))
 _PAPER = {
     "efficientnetv2-s": StageSettings((128, 300), (0.1, 0.3), (5.0, 15.0)),
-    "efficientnetv2-m": StageSettings(
-        (128, 380), (0.1, 0.4), (5.0, 20.0), mixup_alpha=(0.0, 0.2)
-    ),
+    "efficientnetv2-m": StageSettings((128, 380), (0.1, 0.4), (5.0, 20.0), mixup_alpha=(0.0, 0.2)),
     "efficientnetv2-l": _PAPER_L,
     "efficientnetv2-xl": _PAPER_L,
 }

@@ -83,7 +83,7 @@ def rewind_metrics(workdir: Path, step: int) -> list[dict[str, Any]]:
     """
     path = workdir / METRICS
     rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-    if path.exists():
+    if path.exists() and jax.process_index() == 0:
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         temporary.replace(path)

@@ -100,7 +100,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
 
         new = {"loss": loss, "top1": top1, "grad_norm": grad_norm, "steps": jnp.float32(1)}
         opens_window = state.step % window_steps == 0

@@ -45,7 +45,7 @@ from effnetv2_jax.reporting import (
 )
 from effnetv2_jax.steps import make_train_step
 from effnetv2_jax.tools.plot import plot_progress
-from effnetv2_jax.train_state import TrainState, create_train_state
+from effnetv2_jax.train_state import WINDOW_METRICS, TrainState, create_train_state
 from effnetv2_jax.workdir import open_workdir
 
 
@@ -149,8 +149,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         """Writes the metrics of the window that ended with step `done`."""
         values = jax.device_get(metrics)
         check_finite(values, checkpoints)
+        means = {name: float(values[name] / values["steps"]) for name in WINDOW_METRICS}
         scalars = {
-            **{f"train/{k}": float(values[k] / values["steps"]) for k in ("loss", "top1", "grad_norm")},
+            "train/loss": means["loss"],
+            "train/top1": means["top1"],
+            "train/grad_norm": means["grad_norm"],
             "train/learning_rate": float(schedule(done - 1)),
             "train/epoch": done / plan.steps_per_epoch,
             "progressive/stage": of_stage.index,
@@ -278,9 +281,7 @@ def evaluate_state(
             same = {name.replace("eval", "eval_stage", 1): v for name, v in results.items()}
             results.update(same)
         else:
-            results.update(
-                evaluator({"eval_stage": raw, "eval_stage_ema": ema}, stage.image_size)
-            )
+            results.update(evaluator({"eval_stage": raw, "eval_stage_ema": ema}, stage.image_size))
     logging.info(
         "[step %d] top1 %.2f %%, of the average %.2f %% (%d px, all %d examples)%s",
         int(state.step),
@@ -357,7 +358,7 @@ def keep_compilations(directory: Path) -> None:
 
     `JAX_COMPILATION_CACHE_DIR` takes precedence.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
@@ -386,5 +387,5 @@ def stop_signals() -> Iterator[_Stop]:
     try:
         yield stop
     finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
+        for caught, handler in earlier.items():
+            signal.signal(caught, handler)

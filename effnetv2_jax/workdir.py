@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from effnetv2_jax.config import RESUMABLE_CHANGES, Plan, to_plain
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.parallel import wait_for_all_processes
 
 CONFIG = "config.json"
 PLAN = "plan.json"
@@ -27,23 +28,28 @@ def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, plan: Plan
       InputError: the directory holds another run, or files and no run.
     """
     path = Path(workdir).absolute()
-    new_config, new_plan = to_plain(config), json.loads(json.dumps(dataclasses.asdict(plan)))
-    if path.exists() and not path.is_dir():
-        raise InputError(f"workdir {path} is a file: name a folder.")
-    if (path / CONFIG).exists():
-        _check_same_run(path, new_config, new_plan)
-    elif path.is_dir() and any(path.iterdir()):
-        raise InputError(
-            f"workdir {path} is not empty and holds no run: name an empty or a new folder."
-        )
     if jax.process_index() == 0:
+        new_config, new_plan = to_plain(config), json.loads(json.dumps(dataclasses.asdict(plan)))
+        _check(path, new_config, new_plan)
         try:
             path.mkdir(parents=True, exist_ok=True)
             _write_json(path / PLAN, new_plan)
             _write_json(path / CONFIG, new_config)
         except OSError as error:
             raise InputError(f"workdir {path} cannot be written: {error.strerror}.") from error
+    wait_for_all_processes("workdir")
     return path
+
+
+def _check(path: Path, config: dict[str, Any], plan: dict[str, Any]) -> None:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"workdir {path} is a file: name a folder.")
+    if (path / CONFIG).exists():
+        _check_same_run(path, config, plan)
+    elif path.is_dir() and any(path.iterdir()):
+        raise InputError(
+            f"workdir {path} is not empty and holds no run: name an empty or a new folder."
+        )
 
 
 def _check_same_run(path: Path, config: dict[str, Any], plan: dict[str, Any]) -> None:

@@ -8,6 +8,11 @@ lowering time, so one traced program serves every platform and the TPU program i
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
+from collections.abc import Iterable, Iterator
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -58,25 +63,82 @@ def _as_matrix_product(images: jax.Array, kernel: jax.Array, stride: int) -> jax
     return jnp.einsum("nhwc,cd->nhwd", images, kernel[0, 0])
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _as_shifted_products(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """A depthwise convolution as one product per tap.
+
+    It brings its own gradients: those that JAX derives pad each tap's product apart and take
+    half as long again. Forward-mode differentiation on CPU is the price.
+    """
+    padded, out_shape = _pad_same(images, kernel, stride)
+    return _sum(
+        shifted * kernel[tap][0] for tap, shifted in _shifts(padded, kernel, out_shape, stride)
+    )
+
+
+def _shifted_products_forward(
+    images: jax.Array, kernel: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _as_shifted_products(images, kernel, stride), (images, kernel)
+
+
+def _shifted_products_backward(
+    stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    images, kernel = saved
+    padded, out_shape = _pad_same(images, kernel, stride)
+    kernel_gradient = jnp.stack(
+        [
+            jnp.sum(shifted * gradient, axis=(0, 1, 2))
+            for _, shifted in _shifts(padded, kernel, out_shape, stride)
+        ]
+    ).reshape(kernel.shape)
+    # The gradient of the images is a convolution of the spread-out gradient, kernel reversed.
+    before = _same_padding(images, kernel, stride)
+    spread_padding = [
+        (size - 1 - low, length + low - 1 - (out - 1) * stride, stride - 1)
+        for size, (low, _), length, out in zip(
+            kernel.shape[:2], before, images.shape[1:3], out_shape, strict=True
+        )
+    ]
+    spread = lax.pad(
+        gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *spread_padding, (0, 0, 0)]
+    )
+    reversed_kernel = kernel[::-1, ::-1]
+    image_gradient = _sum(
+        shifted * reversed_kernel[tap][0]
+        for tap, shifted in _shifts(spread, kernel, (images.shape[1], images.shape[2]), 1)
+    )
+    return image_gradient, kernel_gradient
+
+
+_as_shifted_products.defvjp(_shifted_products_forward, _shifted_products_backward)
+
+
+def _same_padding(images: jax.Array, kernel: jax.Array, stride: int) -> list[tuple[int, int]]:
+    return lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
+
+
+def _pad_same(
+    images: jax.Array, kernel: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[int, int]]:
+    """The images with SAME padding, and height and width of the convolution's output."""
+    padded = jnp.pad(images, ((0, 0), *_same_padding(images, kernel, stride), (0, 0)))
     height, width = images.shape[1:3]
-    pads = lax.padtype_to_pads((height, width), kernel.shape[:2], (stride, stride), "SAME")
-    padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
-    out_height, out_width = -(-height // stride), -(-width // stride)
-    total = None
-    for row in range(kernel.shape[0]):
-        for column in range(kernel.shape[1]):
-            shifted = lax.slice(
-                padded,
-                (0, row, column, 0),
-                (
-                    padded.shape[0],
-                    row + (out_height - 1) * stride + 1,
-                    column + (out_width - 1) * stride + 1,
-                    padded.shape[3],
-                ),
-                (1, stride, stride, 1),
-            )
-            term = shifted * kernel[row, column, 0]
-            total = term if total is None else total + term
-    return total
+    return padded, (-(-height // stride), -(-width // stride))
+
+
+def _shifts(
+    padded: jax.Array, kernel: jax.Array, out_shape: tuple[int, int], stride: int
+) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+    """For each tap of the kernel its index, and the pixels that it meets."""
+    count, _, _, filters = padded.shape
+    for row, column in itertools.product(range(kernel.shape[0]), range(kernel.shape[1])):
+        last_row = row + (out_shape[0] - 1) * stride
+        last_column = column + (out_shape[1] - 1) * stride
+        start, limit = (0, row, column, 0), (count, last_row + 1, last_column + 1, filters)
+        yield (row, column), lax.slice(padded, start, limit, (1, stride, stride, 1))
+
+
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(operator.add, terms)

@@ -16,7 +16,6 @@ from effnetv2_jax.errors import InputError
 from effnetv2_jax.models import specs
 from effnetv2_jax.models.layers import (
     Conv,
-    Rate,
     SqueezeExcite,
     classifier_init,
     drop,
@@ -24,7 +23,7 @@ from effnetv2_jax.models.layers import (
 )
 
 
-def _is_zero(rate: Rate) -> bool:
+def _is_zero(rate: specs.Rate) -> bool:
     """Whether a rate is known to be 0 while tracing (a traced rate never is)."""
     return isinstance(rate, (int, float)) and rate == 0.0
 
@@ -137,8 +136,8 @@ class EfficientNet(nn.Module):
         images: jax.Array,
         *,
         train: bool = False,
-        dropout_rate: Rate | None = None,
-        drop_path_rate: Rate | None = None,
+        dropout_rate: specs.Rate | None = None,
+        drop_path_rate: specs.Rate | None = None,
         return_features: bool = False,
     ) -> jax.Array | dict[str, jax.Array]:
         """Classifies images.
@@ -201,7 +200,9 @@ class EfficientNet(nn.Module):
         x = jnp.mean(x, axis=(1, 2))
         endpoints["pooled"] = x
         if train and not _is_zero(dropout_rate):
-            draws = example_uniforms(self.make_rng("dropout"), *x.shape, self.axis_name)
+            draws = example_uniforms(
+                self.make_rng("dropout"), x.shape[0], head_filters, self.axis_name
+            )
             x = drop(x, draws, dropout_rate)
         x = nn.Dense(
             self.num_classes, dtype=self.dtype, kernel_init=classifier_init, name="classifier"

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from effnetv2_jax.models.convolutions import convolution
+from effnetv2_jax.models.specs import Rate
 
-Rate = float | jax.Array
 Initializer = Callable[..., jax.Array]
 
 
@@ -94,9 +94,7 @@ def example_keys(key: jax.Array, count: int, axis_name: str | None) -> jax.Array
     )
 
 
-def example_uniforms(
-    key: jax.Array, count: int, draws: int, axis_name: str | None
-) -> jax.Array:
+def example_uniforms(key: jax.Array, count: int, draws: int, axis_name: str | None) -> jax.Array:
     """Uniform numbers [count, draws] in [0, 1) for this device's `count` examples.
 
     They are float32 in every compute type: compared in bfloat16, a keep probability of 0.995

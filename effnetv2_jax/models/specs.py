@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from effnetv2_jax.errors import unknown_name
 
 Operation = Literal["fused", "mbconv"]
+Rate = Any  # A float, or a traced scalar.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +224,7 @@ def unroll(spec: Spec) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def drop_path_rates(num_blocks: int, drop_path_rate: float) -> tuple[float, ...]:
+def drop_path_rates(num_blocks: int, drop_path_rate: Rate) -> tuple[Rate, ...]:
     """Probability of dropping each block's branch: linear in the block's index.
 
     The divisor is the number of blocks, not one less, and blocks without a skip connection

@@ -44,8 +44,9 @@ def plot_progress(workdir: Path) -> Path:
     from matplotlib import pyplot as plt
 
     def series(name: str) -> tuple[list[float], list[float]]:
-        points = [(r["step"] / plan["steps_per_epoch"], r[name]) for r in rows if r.get(name) is not None]
-        return [x for x, _ in points], [y for _, y in points]
+        having = [row for row in rows if row.get(name) is not None]
+        epochs = [row["step"] / plan["steps_per_epoch"] for row in having]
+        return epochs, [row[name] for row in having]
 
     figure, axes = plt.subplots(4, 1, figsize=(8, 10), sharex=True, layout="constrained")
     accuracy, loss, size, strength = axes

@@ -1,0 +1,54 @@
+# `make demo` trains on real digits, `make test` checks everything fast, `make test-slow` the rest.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow test-newest lint format clean
+
+demo: .venv/installed
+	$(BIN)/python -m effnetv2_jax.main --config=configs/digits.py --workdir=runs/digits
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	$(MAKE) --no-print-directory test-newest
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -q -m slow
+
+# A fast subset on the newest Python, whose jax is newer, wherever there is one.
+test-newest:
+	@newest=$$(sh tests/find_newest_python.sh $(BIN)/python); \
+	if [ -z "$$newest" ]; then \
+		echo "No Python newer than $(BIN)'s was found: the newest jax is not tested here."; \
+	else \
+		$(MAKE) --no-print-directory PYTHON="$$newest" .venv-newest/installed-dev && \
+		.venv-newest/bin/python -m pytest -q -m "not slow" -n 2 --dist loadfile \
+			tests/models tests/test_steps.py tests/test_train_state.py tests/test_optimizers.py \
+			tests/test_checkpoint.py tests/test_reporting.py tests/data/test_pipeline.py; \
+	fi
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PRECIOUS: %/bin/python
+%/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+		sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: run make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $*
+
+%/installed: setup.py | %/bin/python
+	$*/bin/pip install --quiet --disable-pip-version-check -e '.[digits]'
+	touch $@
+
+%/installed-dev: setup.py | %/bin/python
+	$*/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-newest .cache runs

@@ -1,0 +1,247 @@
+"""The step on one and on eight devices, and how often it compiles."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from effnetv2_jax.errors import InputError
+from effnetv2_jax.models.efficientnet import EfficientNet
+from effnetv2_jax.models.specs import BlockRow, Spec
+from effnetv2_jax.parallel import (
+    AXIS,
+    check_batch_size,
+    parallel_train_step,
+    replicate,
+    split_batch,
+    to_host,
+)
+from effnetv2_jax.steps import make_eval_step, make_train_step
+from effnetv2_jax.train_state import create_train_state
+
+NUM_CLASSES = 5
+# Plain descent with rate 1 makes the update the gradient itself.
+GRADIENT = optax.sgd(1.0)
+NORMALIZE = {"mean": (128.0,) * 3, "std": (128.0,) * 3}
+
+
+@functools.cache
+def tiny_model(bn_group_size=None):
+    """Three blocks, one of each kind: a step that compiles in seconds."""
+    rows = (
+        BlockRow("fused", 1, 3, 1, 1, 8),
+        BlockRow("fused", 1, 3, 2, 4, 16),
+        BlockRow("mbconv", 2, 3, 2, 4, 16, squeeze_ratio=0.25),
+    )
+    spec = Spec(rows, 8, 32, train_size=32, eval_size=32, dropout_rate=0.2)
+    return EfficientNet(
+        spec=spec, num_classes=NUM_CLASSES, axis_name=AXIS, bn_group_size=bn_group_size
+    )
+
+
+@functools.cache
+def initial_state():
+    create = functools.partial(create_train_state, tiny_model(), GRADIENT, image_size=32)
+    return to_host(jax.jit(create)(jax.random.key(0)))
+
+
+def train_step(model, **overrides):
+    arguments = {
+        "label_smoothing": 0.1,
+        "ema_decay": 0.9999,
+        "use_mixing": True,
+        "window_steps": 10,
+        "axis_name": AXIS,
+        **overrides,
+    }
+    return make_train_step(model, GRADIENT, **NORMALIZE, **arguments)
+
+
+def batch_of(num_examples, size=32, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (num_examples, size // 4, size // 4, 3))
+    return {
+        "image": np.kron(coarse, np.ones((1, 4, 4, 1))).astype(np.uint8),
+        "label": rng.integers(0, NUM_CLASSES, num_examples).astype(np.int32),
+    }
+
+
+def strengths(mixup=0.2, cutmix=0.3, dropout=0.2):
+    return {
+        "dropout_rate": np.float32(dropout),
+        "mixup_alpha": np.float32(mixup),
+        "cutmix_alpha": np.float32(cutmix),
+    }
+
+
+def run_on(num_devices, model, batch, **overrides):
+    """One step over some devices; returns the new state and metrics on the host."""
+    step = jax.pmap(
+        train_step(model, **overrides),
+        axis_name=AXIS,
+        in_axes=(None, 0, None, None),
+        out_axes=(None, None),
+        devices=jax.devices()[:num_devices],
+    )
+    split = {k: a.reshape(num_devices, -1, *a.shape[1:]) for k, a in batch.items()}
+    return jax.device_get(step(initial_state(), split, strengths(), jax.random.key(7)))
+
+
+def relative_difference(ours, theirs):
+    """Largest difference over the largest value, per leaf, worst leaf."""
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return max(float(np.max(np.abs(a - b)) / (np.max(np.abs(b)) + 1e-3)) for a, b in pairs)
+
+
+def test_one_and_eight_devices_agree_on_loss_gradients_and_statistics():
+    batch = batch_of(16)
+    one, one_metrics = run_on(1, tiny_model(), batch)
+    eight, eight_metrics = run_on(8, tiny_model(), batch)
+    for name in ("loss", "top1", "grad_norm"):
+        assert eight_metrics[name] == pytest.approx(one_metrics[name], rel=1e-4), name
+    start = initial_state().params
+    gradients = [jax.tree.map(np.subtract, start, s.params) for s in (one, eight)]
+    assert relative_difference(*gradients) < 1e-3
+    assert relative_difference(one.batch_stats, eight.batch_stats) < 1e-4
+    assert relative_difference(one.ema_params, eight.ema_params) < 1e-4
+
+
+def test_the_comparison_notices_local_statistics():
+    """The same measure fails when BatchNorm sees one device alone."""
+    batch = batch_of(16)
+    one, _ = run_on(1, tiny_model(), batch)
+    local, _ = run_on(8, tiny_model(bn_group_size=1), batch)
+    start = initial_state().params
+    gradients = [jax.tree.map(np.subtract, start, s.params) for s in (one, local)]
+    assert relative_difference(*gradients) > 0.05
+
+
+def test_statistics_of_replica_groups_are_those_of_their_examples():
+    batch = batch_of(16)
+    contrast = np.repeat([0.1, 0.4, 0.7, 1.0], 4)[:, None, None, None]
+    batch["image"] = (batch["image"] * contrast).astype(np.uint8)
+    model = tiny_model(bn_group_size=2)
+    state, _ = run_on(8, model, batch, use_mixing=False)
+    images = (batch["image"].astype(np.float32) - 128) / 128
+    kernel = initial_state().params["stem_conv"]["kernel"]
+    stem = jax.lax.conv_general_dilated(
+        images, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    groups = np.asarray(stem).reshape(4, -1, stem.shape[-1])  # Four groups of two devices.
+    expected = 0.9 * 1.0 + 0.1 * groups.var(axis=1).mean(axis=0)
+    np.testing.assert_allclose(state.batch_stats["stem_bn"]["var"], expected, rtol=1e-4)
+    whole = 0.9 * 1.0 + 0.1 * groups.reshape(-1, stem.shape[-1]).var(axis=0)
+    assert np.max(np.abs(whole - expected)) > 1e-3  # The test can tell the two apart.
+
+
+def test_group_size_that_does_not_divide_the_replicas():
+    with pytest.raises(InputError, match="bn_group_size 3 does not divide the 8 replicas"):
+        run_on(8, tiny_model(bn_group_size=3), batch_of(16))
+
+
+class CompilationCounter:
+    """Counts XLA compilations of the mapped step."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event, duration, **kwargs):
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+def test_one_compilation_per_image_size_and_none_for_strengths_or_a_size_that_returns():
+    step = parallel_train_step(train_step(tiny_model()))
+    state, key = replicate(initial_state()), replicate(jax.random.key(7))
+    placed = [replicate(strengths(m, c, d)) for m, c, d in ((0, 0, 0.1), (0.2, 0, 0.2), (0, 1, 0))]
+    batches = {size: split_batch(batch_of(16, size)) for size in (16, 32)}
+    counter = CompilationCounter()
+    compilations = []
+    for size, strength in ((16, 0), (16, 1), (32, 2), (32, 0), (16, 1), (32, 1)):
+        before = counter.count
+        state, metrics = step(state, batches[size], placed[strength], key)
+        jax.block_until_ready(metrics)
+        compilations.append(counter.count - before)
+    assert compilations == [1, 0, 1, 0, 0, 0]
+    assert int(state.step) == 6
+
+
+def test_metrics_are_sums_over_the_window_and_start_again():
+    step = parallel_train_step(train_step(tiny_model(), window_steps=3))
+    state, key = replicate(initial_state()), replicate(jax.random.key(7))
+    placed, batch = replicate(strengths()), split_batch(batch_of(16))
+    windows = []
+    for _ in range(7):
+        state, metrics = step(state, batch, placed, key)
+        windows.append(jax.device_get(metrics))
+    assert [float(w["steps"]) for w in windows] == [1, 2, 3, 1, 2, 3, 1]
+    assert windows[1]["loss"] > windows[0]["loss"] > 0
+    assert windows[3]["loss"] < windows[2]["loss"]
+
+
+def test_first_nonfinite_step_is_kept():
+    step = parallel_train_step(train_step(tiny_model()))
+    key, placed = replicate(jax.random.key(7)), replicate(strengths())
+    state = replicate(initial_state())
+    batch = split_batch(batch_of(16))
+    state, metrics = step(state, batch, placed, key)
+    assert int(metrics["nonfinite_step"]) == -1
+    state = state.replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params))
+    for _ in range(2):
+        state, metrics = step(state, batch, placed, key)
+        assert int(metrics["nonfinite_step"]) == 1
+
+
+def test_the_key_and_the_step_decide_the_draws():
+    batch = batch_of(16)
+    step = parallel_train_step(train_step(tiny_model()))
+    split, placed = split_batch(batch), replicate(strengths())
+
+    def loss(seed, at_step):
+        state = initial_state().replace(step=np.int32(at_step))
+        _, metrics = step(replicate(state), split, placed, replicate(jax.random.key(seed)))
+        return float(metrics["loss"])
+
+    assert loss(1, 0) == loss(1, 0)
+    assert loss(1, 0) != loss(2, 0)
+    assert loss(1, 0) != loss(1, 10)
+
+
+def test_padding_does_not_count_in_evaluation():
+    model = tiny_model()
+    step = jax.pmap(
+        make_eval_step(model, **NORMALIZE, axis_name=AXIS),
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+    )
+    state = initial_state()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    batch = batch_of(16)
+    batch["mask"] = (np.arange(16) < 11).astype(np.float32)
+    sums = jax.device_get(step(variables, split_batch(batch)))
+
+    logits = np.asarray(
+        model.clone(axis_name=None).apply(
+            variables, (batch["image"][:11].astype(np.float32) - 128) / 128
+        )
+    )
+    labels = batch["label"][:11]
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    assert float(sums["count"]) == 11
+    assert float(sums["top1"]) == np.sum(logits.argmax(1) == labels)
+    assert float(sums["top5"]) == 11  # Five classes.
+    expected = -log_probabilities[np.arange(11), labels].sum()
+    assert float(sums["loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_batch_size_that_the_devices_do_not_divide():
+    check_batch_size(16, 8)
+    with pytest.raises(InputError, match="batch_size 12 cannot be split over 8 devices"):
+        check_batch_size(12, 8)
