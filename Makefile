@@ -3,26 +3,26 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-newest lint format clean
+.PHONY: demo test test-slow test-newer lint format clean
 
 demo: .venv/installed
 	$(BIN)/python -m effnetv2_jax.main --config=configs/digits.py --workdir=runs/digits
 
 test: lint
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
-	$(MAKE) --no-print-directory test-newest
+	$(MAKE) --no-print-directory test-newer
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m slow
 
-# A fast subset on the newest Python, whose jax is newer, wherever there is one.
-test-newest:
-	@newest=$$(sh tests/find_newest_python.sh $(BIN)/python); \
-	if [ -z "$$newest" ]; then \
-		echo "No Python newer than $(BIN)'s was found: the newest jax is not tested here."; \
+# A fast subset on a newer Python, whose jax is newer, wherever there is one.
+test-newer:
+	@newer=$$(sh tests/find_newer_python.sh $(BIN)/python); \
+	if [ -z "$$newer" ]; then \
+		echo "No Python newer than $(BIN)'s was found: the newer jax is not tested here."; \
 	else \
-		$(MAKE) --no-print-directory PYTHON="$$newest" .venv-newest/installed-dev && \
-		.venv-newest/bin/python -m pytest -q -m "not slow" -n 2 --dist loadfile \
+		$(MAKE) --no-print-directory PYTHON="$$newer" .venv-newer/installed-dev && \
+		.venv-newer/bin/python -m pytest -q -m "not slow" -n 2 --dist loadfile \
 			tests/models tests/test_steps.py tests/test_train_state.py tests/test_optimizers.py \
 			tests/test_checkpoint.py tests/test_reporting.py tests/data/test_pipeline.py; \
 	fi
@@ -51,4 +51,4 @@ format: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest .cache runs
+	rm -rf .venv .venv-newer .cache runs

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -93,7 +94,7 @@ def base_config() -> ConfigDict:
     config.ema_decay = 0.9999
     config.label_smoothing = 0.1
 
-    # evaluate.Evaluator, but for the last two keys
+    # evaluate.Evaluator and, of image_size, its call; but for the last two keys
     config.eval = ConfigDict()
     config.eval.image_size = 384
     config.eval.crop = "released"
@@ -101,7 +102,7 @@ def base_config() -> ConfigDict:
     config.eval.every_epochs = 10.0
     config.eval.at_stage_size = False  # Evaluate at the stage's image size as well.
 
-    # checkpoint.Checkpoints
+    # checkpoint.Checkpoints, but for the first key
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 1.0
     config.checkpoint.keep = 3
@@ -138,6 +139,8 @@ def parse_argument(argument: str | None, **defaults: str) -> dict[str, str]:
         if not equals:
             example = ",".join(f"{k}={v}" for k, v in defaults.items())
             raise InputError(f"config argument {part!r} is not key=value: write {example}.")
+        if not defaults:
+            raise InputError(f"config argument {part!r}: this file takes none.")
         if key not in defaults:
             raise unknown_name("config argument", key, defaults)
         values[key] = value
@@ -231,5 +234,5 @@ def _check_positive(config: ConfigDict, key: str) -> None:
     value: Any = config
     for part in key.split("."):
         value = value[part]
-    if value <= 0:
-        raise InputError(f"{key} is {value}: it must be above 0.")
+    if not 0 < value < math.inf:
+        raise InputError(f"{key} is {value}: it must be above 0 and finite.")

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from effnetv2_jax.errors import InputError, unknown_name
@@ -35,11 +36,17 @@ def learning_rate_schedule(
       warmup_epochs: length of the warm-up; 0 for none.
       decay_rate: factor of one stair of `exponential`.
       decay_epochs: length of one stair.
+
+    Raises:
+      InputError: an unknown schedule, or a length that cannot be.
     """
+    if warmup_epochs < 0:
+        raise InputError(f"learning_rate.warmup_epochs is {warmup_epochs}: it must be 0 or more.")
+    if decay_epochs <= 0:
+        raise InputError(f"learning_rate.decay_epochs is {decay_epochs}: it must be above 0.")
     warmup_steps = int(warmup_epochs * steps_per_epoch)
     if schedule == "exponential":
-        stair_steps = decay_epochs * steps_per_epoch
-        decayed = optax.exponential_decay(peak, stair_steps, decay_rate, staircase=True)
+        decayed = _staircase(peak, decay_rate, decay_epochs * steps_per_epoch, total_steps)
     elif schedule == "cosine":
         decayed = optax.cosine_decay_schedule(peak, max(1, total_steps))
     elif schedule == "constant":
@@ -54,6 +61,23 @@ def learning_rate_schedule(
         return jnp.where(step < warmup_steps, warm, decayed(step)).astype(jnp.float32)
 
     return learning_rate
+
+
+def _staircase(
+    peak: float, decay_rate: float, stair_steps: float, total_steps: int
+) -> optax.Schedule:
+    """peak * decay_rate ** floor(step / stair_steps).
+
+    Each stair begins at an integer step that is computed here: dividing by the fractional length
+    in float32, as optax does, lets a stair begin a step early every now and then.
+    """
+    num_stairs = int(total_steps / stair_steps)
+    starts = jnp.asarray(np.ceil(stair_steps * np.arange(1, num_stairs + 1)), jnp.int32)
+
+    def decayed(step: Any) -> jax.Array:
+        return peak * decay_rate ** jnp.searchsorted(starts, step, side="right")
+
+    return decayed
 
 
 def decay_mask(params: Any) -> Any:

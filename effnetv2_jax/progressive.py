@@ -107,8 +107,10 @@ def make_stages(
         )
     if size_multiple < 1:
         raise InputError(f"progressive.size_multiple is {size_multiple}: it must be at least 1.")
-    if min(image_size) < 1:
-        raise InputError(f"progressive.image_size is {image_size}: sizes must be positive.")
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise InputError(
+            f"progressive.image_size is {tuple(image_size)}: give two positive numbers of pixels."
+        )
     _check_range("dropout_rate", dropout_rate, below=1.0)
     _check_range("randaug_magnitude", randaug_magnitude)
     _check_range("mixup_alpha", mixup_alpha)

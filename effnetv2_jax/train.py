@@ -116,7 +116,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
     )
     logging.info("Stages of progressive learning:\n%s", format_stages(plan.stages))
 
-    key = jax.random.key(config.seed)
+    key = jax.random.PRNGKey(config.seed)
     state, step = _initial_state(model, optimizer, key, plan, checkpoints)
     history = rewind_metrics(path, step)
     if step >= plan.total_steps:

@@ -244,7 +244,7 @@ def test_parse_argument_errors():
         parse_argument("released", a="s", recipe="p")
     with pytest.raises(InputError, match="unknown config argument 'recpe': did you mean recipe"):
         parse_argument("recpe=paper", variant="s", recipe="paper")
-    with pytest.raises(InputError, match="unknown config argument 'x'"):
+    with pytest.raises(InputError, match="config argument 'x=1': this file takes none"):
         parse_argument("x=1")
 
 
