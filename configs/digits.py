@@ -7,11 +7,12 @@ Not a run of the paper: real images that need no download, small enough for two 
 
 from ml_collections import ConfigDict
 
-from effnetv2_jax.config import base_config
+from effnetv2_jax.config import base_config, parse_argument
 
 
-def get_config() -> ConfigDict:
-    """The demo's configuration."""
+def get_config(argument: str | None = None) -> ConfigDict:
+    """The demo's configuration; it takes no argument."""
+    parse_argument(argument)
     config = base_config()
     config.batch_size = 32
     config.num_epochs = 18.0

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from effnetv2_jax.data.pipeline import eval_batches
+from effnetv2_jax.data.pipeline import check_eval_crop, eval_batches
 from effnetv2_jax.data.sources import Source
 from effnetv2_jax.parallel import AXIS, parallel_eval_step, split_batch
 from effnetv2_jax.steps import make_eval_step
@@ -24,6 +24,9 @@ class Evaluator:
       crop: the evaluation crop, see `data.preprocess.eval_crop`.
       mean: of each colour channel, in grey levels.
       std: likewise.
+
+    Raises:
+      InputError: an unknown crop.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Evaluator:
         mean: Sequence[float],
         std: Sequence[float],
     ):
+        check_eval_crop(crop)
         num_devices = jax.device_count()
         per_device = -(-min(batch_size, source.num_examples) // num_devices)
         self._batch_size = per_device * num_devices

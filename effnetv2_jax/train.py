@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from effnetv2_jax.checkpoint import Checkpoints
 from effnetv2_jax.config import Plan, make_plan
 from effnetv2_jax.data.datasets import Dataset, load_dataset
-from effnetv2_jax.data.pipeline import train_batches
+from effnetv2_jax.data.pipeline import check_augmentation, train_batches
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.evaluate import Evaluator
 from effnetv2_jax.models.efficientnet import create_model
@@ -79,6 +79,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
       Interrupted: SIGTERM or SIGINT; a checkpoint of the last step is there.
     """
     check_batch_size(config.batch_size, jax.device_count())
+    check_augmentation(**config.augment)
     dataset = load_dataset(**config.data)
     plan = make_plan(
         config,

@@ -119,7 +119,7 @@ def test_evaluation_at_the_stage_size_is_apart(straight_run):
     assert rows[27]["eval_stage/loss"] == rows[27]["eval/loss"]
 
 
-@pytest.mark.parametrize("steps", [(5,), (9, 10), (8, 17, 26)], ids=str)
+@pytest.mark.parametrize("steps", [(5, 9), (18,)], ids=str)
 def test_killed_and_resumed_equals_the_straight_run_bit_for_bit(
     straight_run, tmp_path, monkeypatch, steps
 ):
@@ -209,6 +209,8 @@ def test_harmless_changes_are_accepted(straight_run):
         ("num_epochs", 0.3, "cannot be cut into 3 stages"),
         ("progressive.dropout_rate", (0.1, 1.5), "progressive.dropout_rate"),
         ("learning_rate.schedule", "cosin", "did you mean cosine"),
+        ("augment.crop_area", (0.5, 2.0), "crop_area"),
+        ("augment.randaug_layers", -1, "randaug_layers -1"),
         ("eval.crop", "squish", "did you mean squash"),
         ("model.dtype", "float8", "dtype"),
     ],

@@ -77,10 +77,12 @@ def train_batches(
         raise InputError(
             f"first_step {first_step} and last_step {last_step} must be 0 <= first <= last."
         )
-    _check_range("crop_area", crop_area, highest=1.0)
-    _check_range("crop_aspect_ratio", crop_aspect_ratio, highest=float("inf"))
-    if randaug_layers < 0:
-        raise InputError(f"randaug_layers {randaug_layers} must be 0 (off) or more.")
+    check_augmentation(
+        crop_area=crop_area,
+        crop_aspect_ratio=crop_aspect_ratio,
+        flip=flip,
+        randaug_layers=randaug_layers,
+    )
 
     def prepare(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         key = tf.random.experimental.stateless_fold_in(
@@ -119,6 +121,28 @@ def train_batches(
         return stream(first_step + position, first_step + position + 1)
 
     return _iterate(batches, source, num_classes, examples_of)
+
+
+def check_augmentation(
+    *,
+    crop_area: tuple[float, float],
+    crop_aspect_ratio: tuple[float, float],
+    flip: bool,
+    randaug_layers: int,
+) -> None:
+    """Raises `InputError` unless `train_batches` can use these arguments of the same names."""
+    _check_range("crop_area", crop_area, highest=1.0)
+    _check_range("crop_aspect_ratio", crop_aspect_ratio, highest=float("inf"))
+    if not isinstance(flip, bool):
+        raise InputError(f"flip {flip!r} must be True or False.")
+    if randaug_layers < 0:
+        raise InputError(f"randaug_layers {randaug_layers} must be 0 (off) or more.")
+
+
+def check_eval_crop(crop: str) -> None:
+    """Raises `InputError` unless `crop` is a rule of `preprocess.eval_crop`."""
+    if crop not in EVAL_CROPS:
+        raise unknown_name("evaluation crop", crop, EVAL_CROPS)
 
 
 class EvalBatches:
@@ -167,8 +191,7 @@ def eval_batches(
         or a label is out of range.
     """
     local_batch = _local_batch(batch_size, process_index, process_count, image_size)
-    if crop not in EVAL_CROPS:
-        raise unknown_name("evaluation crop", crop, EVAL_CROPS)
+    check_eval_crop(crop)
     stream = source.eval_stream(
         batch_size=batch_size, process_index=process_index, process_count=process_count
     )
@@ -261,6 +284,8 @@ def _local_batch(batch_size: int, process_index: int, process_count: int, image_
 
 
 def _check_range(name: str, values: tuple[float, float], *, highest: float) -> None:
+    if len(values) != 2:
+        raise InputError(f"{name} {tuple(values)} must be two numbers, (low, high).")
     low, high = values
     if not 0 < low <= high <= highest:
         raise InputError(

@@ -60,12 +60,20 @@ def _by_xla(images: jax.Array, kernel: jax.Array, stride: int, groups: int) -> j
 
 def _as_matrix_product(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     del stride  # Always 1 here.
-    return jnp.einsum("nhwc,cd->nhwd", images, kernel[0, 0])
+    # Left to itself, XLA on CPU sums the gradients of a bfloat16 product in bfloat16.
+    product = jnp.einsum("nhwc,cd->nhwd", images, kernel[0, 0], preferred_element_type=jnp.float32)
+    return product.astype(images.dtype)
+
+
+def _as_shifted_products(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """A depthwise convolution as one product per tap, in float32: CPUs emulate bfloat16."""
+    outputs = _shifted_products(images.astype(jnp.float32), kernel.astype(jnp.float32), stride)
+    return outputs.astype(images.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _as_shifted_products(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """A depthwise convolution as one product per tap.
+def _shifted_products(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The sum over taps.
 
     It brings its own gradients: those that JAX derives pad each tap's product apart and take
     half as long again. Forward-mode differentiation on CPU is the price.
@@ -79,7 +87,7 @@ def _as_shifted_products(images: jax.Array, kernel: jax.Array, stride: int) -> j
 def _shifted_products_forward(
     images: jax.Array, kernel: jax.Array, stride: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _as_shifted_products(images, kernel, stride), (images, kernel)
+    return _shifted_products(images, kernel, stride), (images, kernel)
 
 
 def _shifted_products_backward(
@@ -112,7 +120,7 @@ def _shifted_products_backward(
     return image_gradient, kernel_gradient
 
 
-_as_shifted_products.defvjp(_shifted_products_forward, _shifted_products_backward)
+_shifted_products.defvjp(_shifted_products_forward, _shifted_products_backward)
 
 
 def _same_padding(images: jax.Array, kernel: jax.Array, stride: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from effnetv2_jax.errors import InputError
+from effnetv2_jax.errors import InputError, unknown_name
 from effnetv2_jax.models import specs
 from effnetv2_jax.models.layers import (
     Conv,
@@ -237,16 +237,19 @@ def create_model(
       InputError: unknown variant, dtype or override.
     """
     spec = specs.get_spec(variant)
-    known = [f.name for f in dataclasses.fields(EfficientNet) if f.name not in ("parent", "name")]
+    fields = {field.name for field in dataclasses.fields(EfficientNet)}
+    known = sorted(fields - {"spec", "parent", "name"})
     for name in overrides:
-        if name not in known or name == "spec":
+        if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."
             raise InputError(f"create_model has no override {name!r}: {hint}")
-    if str(jnp.dtype(dtype)) not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"dtype {dtype} is not supported: choose float32, bfloat16 or float16.")
+    types = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+    type_name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if type_name not in types:
+        raise unknown_name("dtype", type_name, types)
     spec = dataclasses.replace(
         spec, width=spec.width * width_multiplier, depth=spec.depth * depth_multiplier
     )
     overrides.setdefault("dropout_rate", spec.dropout_rate)
-    return EfficientNet(spec=spec, num_classes=num_classes, dtype=jnp.dtype(dtype), **overrides)
+    return EfficientNet(spec=spec, num_classes=num_classes, dtype=types[type_name], **overrides)

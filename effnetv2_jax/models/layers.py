@@ -6,6 +6,7 @@ and eight draw the same numbers: `axis_name` tells a layer how to find its devic
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,16 +22,17 @@ from effnetv2_jax.models.specs import Rate
 Initializer = Callable[..., jax.Array]
 
 
-def conv_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+def conv_init(
+    key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, *, depthwise: bool = False
+) -> jax.Array:
     """Normal, variance 2 / (kh * kw * filters) (automl efficientnetv2/effnetv2_model.py).
 
     The released depthwise kernel is [kh, kw, C, 1], whose last dimension is 1, so a depthwise
     kernel (here [kh, kw, 1, C]) has variance 2 / (kh * kw) whatever its width.
     """
-    kernel_height, kernel_width, in_filters, out_filters = shape
-    fan_out = 1 if in_filters == 1 and out_filters > 1 else out_filters
-    stddev = math.sqrt(2.0 / (kernel_height * kernel_width * fan_out))
-    return stddev * jax.random.normal(key, shape, dtype)
+    kernel_height, kernel_width, _, out_filters = shape
+    fan_out = kernel_height * kernel_width * (1 if depthwise else out_filters)
+    return math.sqrt(2.0 / fan_out) * jax.random.normal(key, shape, dtype)
 
 
 def classifier_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -55,7 +57,8 @@ class Conv(nn.Module):
         in_filters = images.shape[-1]
         groups = in_filters if self.depthwise else 1
         shape = (self.kernel_size, self.kernel_size, in_filters // groups, self.filters)
-        kernel = self.param("kernel", conv_init, shape)
+        init = functools.partial(conv_init, depthwise=self.depthwise)
+        kernel = self.param("kernel", init, shape)
         outputs = convolution(
             images.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, groups=groups
         )

@@ -132,38 +132,30 @@ def test_under_vmap(case, in_axes):
     _assert_close(*results, FLOAT32_TOLERANCE)
 
 
-MATRIX_PRODUCT_SUMS_IN_BFLOAT16 = pytest.mark.xfail(
-    jax.__version_info__ >= (0, 11),
-    strict=True,
-    reason="the kernel's gradient of the matrix product is summed in bfloat16 from jax 0.11 on",
-)
 BFLOAT16_CASES = [
     (3, 1, True, 7, 10),
     (3, 2, True, 9, 8),
     (5, 2, True, 8, 7),
-    pytest.param((1, 1, False, 5, 7), marks=MATRIX_PRODUCT_SUMS_IN_BFLOAT16),
+    (1, 1, False, 5, 7),
 ]
 
 
 @pytest.mark.parametrize("case", BFLOAT16_CASES, ids=str)
 def test_bfloat16(case):
-    kernel_size, _, depthwise, _, _ = case
     arguments, groups = _inputs(*case, dtype="bfloat16")
     ours, plain = _functions(case[1], groups)
     actual = jax.jit(functools.partial(_with_gradients, ours))(*arguments)
     assert {array.dtype for array in actual} == {jnp.dtype("bfloat16")}
     exact = [argument.astype(jnp.float32) for argument in arguments]
     expected = jax.jit(functools.partial(_with_gradients, plain))(*exact)
-    # The depthwise sum over taps may be rounded after each of its kernel_size**2 terms; errors of
-    # random sign add up like the side.
-    _assert_close(actual, expected, BFLOAT16_TOLERANCE * (kernel_size if depthwise else 1))
+    _assert_close(actual, expected, BFLOAT16_TOLERANCE)
 
 
 @pytest.mark.parametrize(
     "case",
     [
         (3, 1, True, 40, 40),
-        pytest.param((1, 1, False, 40, 40), marks=MATRIX_PRODUCT_SUMS_IN_BFLOAT16),
+        (1, 1, False, 40, 40),
     ],
     ids=str,
 )
