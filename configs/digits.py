@@ -3,6 +3,7 @@
     python -m effnetv2_jax.main --config=configs/digits.py --workdir=runs/digits
 
 Not a run of the paper: real images that need no download, small enough for two CPU cores.
+Minutes and accuracy are in the README.
 """
 
 from ml_collections import ConfigDict
@@ -15,30 +16,34 @@ def get_config(argument: str | None = None) -> ConfigDict:
     parse_argument(argument)
     config = base_config()
     config.batch_size = 32
-    config.num_epochs = 18.0
+    config.num_epochs = 15.0
 
     config.model.variant = "efficientnetv2-b0"
     config.model.dtype = "float32"  # CPUs have no fast bfloat16.
-    config.model.bn_decay = 0.9  # 0.99 would remember three epochs of 45 steps.
+    config.model.bn_decay = 0.9  # 0.99 would remember more than two epochs of 45 steps.
     config.data.name = "digits"
 
     # A digit fills its 8x8 image, and its mirror image is not a digit.
-    config.augment.crop_area = (0.7, 1.0)
+    config.augment.crop_area = (0.8, 1.0)
     config.augment.crop_aspect_ratio = (0.85, 1.18)
     config.augment.flip = False
-    config.augment.randaug_layers = 1
     config.normalize.mean = (78.0, 78.0, 78.0)
     config.normalize.std = (96.0, 96.0, 96.0)
 
+    # Below 33 px the last feature map is a single pixel, and BatchNorm sees 32 of them.
     config.progressive.num_stages = 3
-    config.progressive.image_size = (32, 48)
+    config.progressive.image_size = (40, 48)
     config.progressive.dropout_rate = (0.1, 0.3)
-    config.progressive.randaug_magnitude = (1.0, 3.0)
-    config.progressive.mixup_alpha = (0.0, 0.1)
+    config.progressive.mixup_alpha = (0.0, 0.05)
+    # A dozen epochs are too few to learn inverted and solarized digits, or half of the network.
+    config.augment.randaug_layers = 0
+    config.progressive.randaug_magnitude = (0.0, 0.0)
+    config.model.drop_path_rate = 0.0
 
     config.learning_rate.per_256_images = 0.008  # 0.001 for a batch of 32.
-    config.learning_rate.schedule = "cosine"
     config.learning_rate.warmup_epochs = 1.0
+    config.learning_rate.decay_rate = 0.82
+    config.learning_rate.decay_epochs = 1.0
 
     config.eval.image_size = 48
     config.eval.crop = "squash"
