@@ -16,7 +16,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     parse_argument(argument)
     config = base_config()
     config.batch_size = 32
-    config.num_epochs = 15.0
+    config.num_epochs = 13.0
 
     config.model.variant = "efficientnetv2-b0"
     config.model.dtype = "float32"  # CPUs have no fast bfloat16.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -24,12 +25,15 @@ flags.DEFINE_string("workdir", None, "Folder of the run: results go there, and i
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Parses the command line; a mistake is one sentence and exit status 2."""
     try:
+        for argument in arguments:
+            _check_config_file(argument)
         rest = FLAGS(list(arguments))
         for name in ("config", "workdir"):
             if FLAGS[name].value is None:
                 raise InputError(f"--{name} is missing: {FLAGS[name].help}")
         if len(rest) > 1:
             raise InputError(f"argument {rest[1]!r} is not a flag: flags start with --.")
+        FLAGS.config.to_dict()  # Raises what went wrong while the file was loaded.
     except (
         InputError,
         flags.Error,
@@ -43,6 +47,14 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     ) as error:
         fail(error)
     return rest
+
+
+def _check_config_file(argument: str) -> None:
+    """ml_collections reports a missing file only when the configuration is first read."""
+    flag, equals, value = argument.partition("=")
+    path = value.partition(":")[0]
+    if equals and flag.lstrip("-") == "config" and not Path(path).is_file():
+        raise InputError(f"config file {path!r} does not exist: name one, as configs/s.py.")
 
 
 def fail(error: BaseException) -> None:
