@@ -59,7 +59,15 @@ def _check_config_file(argument: str) -> None:
 
 def fail(error: BaseException) -> None:
     """Prints a mistake as one line and exits with status 2."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = str(error)
+    if isinstance(error, (AttributeError, KeyError)):
+        # ml_collections passes its hint on as the repr of a string.
+        text = text.strip("'").replace("\\n", " ").replace("\\'", "'")
+    if "Traceback" in text:
+        # ml_collections puts the trace of an error in a config file into its own message; the
+        # last line is the error, behind the name of its type.
+        last_line = text.strip().splitlines()[-1]
+        text = last_line.partition(f"{InputError.__name__}: ")[2] or last_line
     print(f"error: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(2)
 
