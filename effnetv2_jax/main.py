@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
+from absl.logging import converter
 from ml_collections import config_flags
 
 from effnetv2_jax.errors import InputError
@@ -76,9 +77,10 @@ def main(arguments: Sequence[str]) -> None:
     """Trains what the flags say."""
     del arguments
     logging.set_verbosity(logging.INFO)
+    warning = converter.absl_to_standard(logging.WARNING)
     # Orbax logs each thread of each save at INFO; its warnings stay.
     logging.get_absl_handler().python_handler.addFilter(
-        lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname
+        lambda record: record.levelno >= warning or "orbax" not in record.pathname
     )
     # TensorFlow and JAX take seconds to import; bad flags should not wait for them.
     from effnetv2_jax.train import Interrupted, train_and_evaluate
