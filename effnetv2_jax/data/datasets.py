@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from effnetv2_jax.data.host_tf import tf
+from effnetv2_jax.data.idx import has_idx_files, read_split
 from effnetv2_jax.data.sources import IndexedSource, RecordSource, Shard, Source
 from effnetv2_jax.errors import InputError, unknown_name
 
@@ -23,10 +24,26 @@ _TFDS_SPLITS = {
     "imagenet2012": ("train", "validation"),
     "cifar10": ("train", "test"),
     "cifar100": ("train", "test"),
+    "fashion_mnist": ("train", "test"),
     "oxford_flowers102": ("train+validation", "test"),
 }
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _EVAL_FOLDERS = ("validation", "val", "test")
+# Where Debian's package dataset-fashion-mnist puts its files.
+_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+# Xiao et al. 2017, "Fashion-MNIST: a novel image dataset for benchmarking", table 2.
+_FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 # Every fifth digit is held out.
 _DIGITS_FOLDS = 5
 
@@ -62,7 +79,9 @@ def load_dataset(
       name: a name of `list_datasets`, `synthetic:classes=10,train=256,eval=64,size=64` (any
         of the four), `folder:/path` (`/path/train/CLASS/*.jpg` beside `/path/val/CLASS/*.jpg`,
         or `/path/CLASS/*.jpg`), or `tfds:NAME` for any TFDS data set of images with labels.
-      data_dir: where TFDS keeps its data; None for TFDS's own default. TFDS only.
+      data_dir: where TFDS keeps its data; None for TFDS's own default. TFDS, and
+        `fashion_mnist`, which is read from IDX files where there are some (or from the folder
+        of Debian's package dataset-fashion-mnist) and through TFDS otherwise.
       train_split: the training split, for instance `train[:98%]`. TFDS only.
       eval_split: the evaluation split. TFDS only.
       eval_fraction: the share that is held out of a folder that has no evaluation images.
@@ -82,6 +101,10 @@ def load_dataset(
     if shuffle_buffer < 1:
         raise InputError(f"shuffle_buffer {shuffle_buffer} must be 1 example or more.")
     kind, _, detail = name.partition(":")
+    if name == "fashion_mnist" and train_split is None and eval_split is None:
+        folder = Path(data_dir or _FASHION_MNIST)
+        if has_idx_files(folder):
+            return _fashion_mnist(folder)
     if name in _TFDS_SPLITS or (kind == "tfds" and detail):
         tfds_name = detail if kind == "tfds" else name
         return _tfds(name, tfds_name, data_dir, train_split, eval_split, shuffle_buffer)
@@ -132,6 +155,27 @@ def _digits() -> Dataset:
         class_names=tuple("0123456789"),
         train=source(np.flatnonzero(~held_out)),
         eval=source(np.flatnonzero(held_out)),
+    )
+
+
+def _fashion_mnist(folder: Path) -> Dataset:
+    """70,000 grey pictures of clothes, 28x28 pixels, from IDX files."""
+
+    def source(split: str) -> Source:
+        images, labels = read_split(folder, split)
+        images, labels = tf.constant(images[..., None]), tf.constant(labels)
+        return IndexedSource(
+            len(labels),
+            lambda index: (tf.repeat(images[index], 3, axis=-1), labels[index]),
+            lambda index: f"{split} image {index} of {folder}",
+        )
+
+    return Dataset(
+        name="fashion_mnist",
+        num_classes=len(_FASHION_MNIST_CLASSES),
+        class_names=_FASHION_MNIST_CLASSES,
+        train=source("train"),
+        eval=source("test"),
     )
 
 
