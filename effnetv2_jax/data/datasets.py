@@ -1,26 +1,28 @@
-"""Data sets by name: `digits`, `synthetic`, `folder:/path` and everything TFDS can prepare."""
+"""Data sets by name: built-in ones, folders, TFRecord files and everything TFDS can prepare."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from effnetv2_jax.data import cars, tfrecords
 from effnetv2_jax.data.host_tf import tf
 from effnetv2_jax.data.idx import has_idx_files, read_split
-from effnetv2_jax.data.sources import IndexedSource, RecordSource, Shard, Source
+from effnetv2_jax.data.sources import IndexedSource, RecordSource, Shard, Source, hash_fraction
 from effnetv2_jax.errors import InputError, unknown_name
 
-# (train split, evaluation split) of the TFDS data sets that need no prefix. ImageNet is whole:
-# to reserve about 2 % of it as minival (EfficientNetV2 paper, section 5.1; the released code
-# always trains without it, automl efficientnetv2/datasets.py) say train_split='train[:98%]'.
-# The flowers' training split is the released code's.
+# (train split, evaluation split) of the TFDS data sets that need no prefix. The flowers'
+# training split is the released code's (automl efficientnetv2/datasets.py).
 _TFDS_SPLITS = {
+    "cars196": ("train", "test"),
     "imagenet2012": ("train", "validation"),
     "cifar10": ("train", "test"),
     "cifar100": ("train", "test"),
@@ -50,17 +52,29 @@ _DIGITS_FOLDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set with its two splits."""
+    """A data set with its splits, which share no example.
+
+    Attributes:
+      name: as it was given.
+      num_classes: labels are below it.
+      class_names: in the order of the labels, where they are known.
+      train: the training split, without `minival`.
+      eval: the evaluation split.
+      multi_label: whether an example's label is int32 [max_labels], padded with -1.
+      minival: what was held out of the training split, if anything.
+    """
 
     name: str
     num_classes: int
     class_names: tuple[str, ...] | None
     train: Source
     eval: Source
+    multi_label: bool = False
+    minival: Source | None = None
 
 
 def list_datasets() -> tuple[str, ...]:
-    """The names that `load_dataset` takes, besides `folder:/path` and `tfds:NAME`."""
+    """The names that `load_dataset` takes, besides those with a path and `tfds:NAME`."""
     return tuple(sorted(["digits", "synthetic", *_TFDS_SPLITS]))
 
 
@@ -71,35 +85,75 @@ def load_dataset(
     train_split: str | None = None,
     eval_split: str | None = None,
     eval_fraction: float = 0.1,
+    minival_examples: int = 0,
     shuffle_buffer: int = 16384,
+    num_classes: int | None = None,
 ) -> Dataset:
     """Opens a data set.
 
     Args:
       name: a name of `list_datasets`, `synthetic:classes=10,train=256,eval=64,size=64` (any
         of the four), `folder:/path` (`/path/train/CLASS/*.jpg` beside `/path/val/CLASS/*.jpg`,
-        or `/path/CLASS/*.jpg`), or `tfds:NAME` for any TFDS data set of images with labels.
+        or `/path/CLASS/*.jpg`), `tfrecord:/path` or `tfrecord:/path,classes=1000` (ImageNet's
+        official files, see `data.tfrecords`), `cars:/path` (see `data.cars`), or `tfds:NAME`
+        for any TFDS data set of images with labels.
       data_dir: where TFDS keeps its data; None for TFDS's own default. TFDS, and
         `fashion_mnist`, which is read from IDX files where there are some (or from the folder
         of Debian's package dataset-fashion-mnist) and through TFDS otherwise.
       train_split: the training split, for instance `train[:98%]`. TFDS only.
       eval_split: the evaluation split. TFDS only.
       eval_fraction: the share that is held out of a folder that has no evaluation images.
-      shuffle_buffer: how many encoded TFDS examples are shuffled at a time; 16,384 is the
-        released code's number (automl efficientnetv2/datasets.py) and takes about 1.8 GB
-        on ImageNet.
+      minival_examples: how many training examples are held out as `minival`, the same in
+        every run: of record files the first ones (25,021 of ImageNet's official files are the
+        released code's minival, its training shards 0 to 19, automl efficientnetv2/datasets.py;
+        the paper's section 5.1 reserves 25,000), of other data sets a pseudo-random choice by
+        a hash of the file's place in the folder or of the example's index.
+      shuffle_buffer: how many encoded examples of record files are shuffled at a time; 16,384
+        is the released code's number (automl efficientnetv2/datasets.py). Two to three times
+        as many are in memory, of ImageNet 3.6 to 5.4 GB; the allocator of the C library may
+        keep twice that, unless the environment variable MALLOC_ARENA_MAX is 2.
+      num_classes: outputs of a network for this data, if there should be more of them than the
+        data has classes, as the 21,843 of the released ImageNet-21k head.
 
     Returns:
       The data set; its numbers of classes and of examples come from the data.
 
     Raises:
-      InputError: the name is unknown, an argument does not apply, or the data is missing or
-        malformed.
+      InputError: the name is unknown, an argument does not apply, the splits overlap, or the
+        data is missing or malformed.
     """
     if not 0 < eval_fraction < 1:
         raise InputError(f"eval_fraction {eval_fraction} must be between 0 and 1.")
     if shuffle_buffer < 1:
         raise InputError(f"shuffle_buffer {shuffle_buffer} must be 1 example or more.")
+    dataset = _open(name, data_dir, train_split, eval_split, eval_fraction, shuffle_buffer)
+    if num_classes is not None:
+        if num_classes < dataset.num_classes:
+            raise InputError(
+                f"num_classes {num_classes} is below the {dataset.num_classes} classes of "
+                f"{name!r}: raise it, or unset it."
+            )
+        dataset = dataclasses.replace(dataset, num_classes=num_classes)
+    if not 0 <= minival_examples < dataset.train.num_examples:
+        raise InputError(
+            f"minival_examples {minival_examples} must be 0 or more, and fewer than the "
+            f"{dataset.train.num_examples} training examples of {name!r}."
+        )
+    if not minival_examples:
+        return dataset
+    train, minival = dataset.train.hold_out(minival_examples)
+    return dataclasses.replace(dataset, train=train, minival=minival)
+
+
+def _open(
+    name: str,
+    data_dir: str | None,
+    train_split: str | None,
+    eval_split: str | None,
+    eval_fraction: float,
+    shuffle_buffer: int,
+) -> Dataset:
+    """`load_dataset` without the minival."""
     kind, _, detail = name.partition(":")
     if name == "fashion_mnist" and train_split is None and eval_split is None:
         folder = Path(data_dir or _FASHION_MNIST)
@@ -113,7 +167,9 @@ def load_dataset(
         ("train_split", train_split),
         ("eval_split", eval_split),
     ):
-        if value is not None and (kind in ("synthetic", "folder") or name == "digits"):
+        if value is not None and (
+            kind in ("synthetic", "folder", "tfrecord", "cars") or name == "digits"
+        ):
             raise InputError(
                 f"{key} {value!r} is for TFDS data sets and {name!r} is none: unset it."
             )
@@ -123,7 +179,12 @@ def load_dataset(
         return _synthetic(name, detail)
     if kind == "folder" and detail:
         return _folder(name, Path(detail).expanduser(), eval_fraction)
-    raise unknown_name("data set", name, [*list_datasets(), "folder:/path", "tfds:NAME"])
+    if kind == "tfrecord" and detail:
+        return _tfrecord(name, detail, shuffle_buffer)
+    if kind == "cars" and detail:
+        return _cars(name, Path(detail).expanduser())
+    prefixes = ("folder:/path", "tfrecord:/path", "cars:/path", "tfds:NAME")
+    raise unknown_name("data set", name, [*list_datasets(), *prefixes])
 
 
 def _digits() -> Dataset:
@@ -231,7 +292,7 @@ def _folder(name: str, root: Path, eval_fraction: float) -> Dataset:
     else:
         train, evaluation = {}, {}
         for class_name, paths in _class_folders(root).items():
-            held_out = [_hash_fraction(path, root) < eval_fraction for path in paths]
+            held_out = [hash_fraction(_place(path, root)) < eval_fraction for path in paths]
             train[class_name] = [p for p, out in zip(paths, held_out, strict=True) if not out]
             evaluation[class_name] = [p for p, out in zip(paths, held_out, strict=True) if out]
         for split, files in (("training", train), ("evaluation", evaluation)):
@@ -244,23 +305,28 @@ def _folder(name: str, root: Path, eval_fraction: float) -> Dataset:
         name=name,
         num_classes=len(train),
         class_names=tuple(sorted(train)),
-        train=_files(train),
-        eval=_files(evaluation),
+        train=_files(_labelled(train), root),
+        eval=_files(_labelled(evaluation), root),
     )
 
 
-def _files(classes: dict[str, list[Path]]) -> Source:
-    files = [
-        (str(path), label)
+def _labelled(classes: dict[str, list[Path]]) -> list[tuple[Path, int]]:
+    return [
+        (path, label)
         for label, class_name in enumerate(sorted(classes))
         for path in classes[class_name]
     ]
-    paths = tf.constant([path for path, _ in files])
+
+
+def _files(files: Sequence[tuple[Path, int]], root: Path) -> Source:
+    """Image files with their labels; their places below `root` decide what is held out."""
+    paths = tf.constant([str(path) for path, _ in files])
     labels = tf.constant([label for _, label in files], tf.int32)
     return IndexedSource(
         len(files),
         lambda index: (tf.io.read_file(paths[index]), labels[index]),
-        lambda index: repr(files[index][0]),
+        lambda index: repr(str(files[index][0])),
+        key=lambda index: _place(files[index][0], root),
     )
 
 
@@ -288,10 +354,44 @@ def _visible(folder: Path) -> list[Path]:
         return sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
 
 
-def _hash_fraction(path: Path, root: Path) -> float:
-    """A number in [0, 1) that depends on the file's place below `root` and nothing else."""
-    place = path.relative_to(root).as_posix().encode()
-    return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big") / 2**64
+def _place(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _tfrecord(name: str, detail: str, shuffle_buffer: int) -> Dataset:
+    directory, _, option = os.path.expanduser(detail).partition(",")
+    # ImageNet's number where none is given.
+    key, _, value = (option or "classes=1000").partition("=")
+    if key != "classes" or not value.isdecimal() or int(value) < 1:
+        raise InputError(
+            f"{option!r} in {name!r} is no option: write tfrecord:/path,classes=N with N at "
+            "least 1."
+        )
+    train, evaluation = (
+        RecordSource(
+            shards,
+            tfrecords.parse,
+            name=f"split {split} of {directory}",
+            shuffle_buffer=shuffle_buffer,
+        )
+        for split, shards in tfrecords.find_shards(directory).items()
+    )
+    return Dataset(
+        name=name, num_classes=int(value), class_names=None, train=train, eval=evaluation
+    )
+
+
+def _cars(name: str, root: Path) -> Dataset:
+    if not root.is_dir():
+        raise InputError(f"{str(root)!r} is not a folder: give cars:/path of an existing one.")
+    splits, class_names = cars.read_cars(root)
+    return Dataset(
+        name=name,
+        num_classes=cars.NUM_CLASSES,
+        class_names=class_names,
+        train=_files(splits["train"], root),
+        eval=_files(splits["test"], root),
+    )
 
 
 def _tfds(
@@ -307,14 +407,19 @@ def _tfds(
     builder = _prepared_builder(tfds_name, data_dir)
     info = builder.info
     features = dict(info.features) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    label_name = "label" if "label" in features else "labels"
+    label = features.get(label_name)
+    multi_label = isinstance(label, tfds.features.Sequence)
+    classes = label.feature if isinstance(label, tfds.features.Sequence) else label
     if not (
         isinstance(features.get("image"), tfds.features.Image)
-        and isinstance(features.get("label"), tfds.features.ClassLabel)
+        and isinstance(classes, tfds.features.ClassLabel)
         and features["image"].np_dtype == np.uint8
     ):
         raise InputError(
             f"the TFDS data set {tfds_name!r} has the features {', '.join(sorted(features))}: "
-            "only those with a uint8 'image' and a class 'label' can be classified."
+            "only those with a uint8 'image' and a class 'label', or a sequence 'labels' of "
+            "classes, can be classified."
         )
     if info.file_format != tfds.core.FileFormat.TFRECORD:
         raise InputError(
@@ -328,36 +433,95 @@ def _tfds(
             f"the TFDS data set {tfds_name!r} has the splits {', '.join(info.splits)}: choose an "
             "eval_split, for instance train_split='train[:90%]' with eval_split='train[90%:]'."
         )
-    wanted = tfds.decode.PartialDecoding({"image": True, "label": True})
-    parts = wanted.extract_features(info.features)
+    train_split, eval_split = train_split or default_train, eval_split or str(default_eval)
+    train_shards, eval_shards = (
+        _tfds_shards(tfds_name, info, split) for split in (train_split, eval_split)
+    )
+    if _overlap(train_shards, eval_shards):
+        raise InputError(
+            f"train_split {train_split!r} and eval_split {eval_split!r} of {tfds_name!r} overlap: "
+            "evaluate on examples that are not trained on."
+        )
+
+    def reader(*names: str) -> Callable[[tf.Tensor], Any]:
+        parts = tfds.decode.PartialDecoding(dict.fromkeys(names, True))
+        wanted = parts.extract_features(info.features)
+        decoders = {"image": tfds.decode.SkipDecoding()} if "image" in names else None
+        return lambda record: wanted.deserialize_example(record, decoders=decoders)
+
+    read = reader("image", label_name)
+    if multi_label:
+        read_labels = reader(label_name)
+        max_labels = _max_labels(
+            info.metadata or {},
+            [*train_shards, *eval_shards],
+            lambda record: read_labels(record)[label_name],
+        )
 
     def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        example = parts.deserialize_example(record, decoders=decoders)
-        return example["image"], tf.cast(example["label"], tf.int32)
+        example = read(record)
+        label = tf.cast(example[label_name], tf.int32)
+        if multi_label:
+            label = tf.pad(label, [[0, max_labels - tf.size(label)]], constant_values=-1)
+            label = tf.ensure_shape(label, [max_labels])
+        return example["image"], label
 
-    def source(split: str) -> Source:
-        try:
-            files = info.splits[split].file_instructions
-        except (KeyError, ValueError, AssertionError) as error:
-            raise InputError(
-                f"the TFDS data set {tfds_name!r} has no split {split!r}: choose from "
-                f"{', '.join(info.splits)} or a part as 'train[:98%]'."
-            ) from error
-        shards = [Shard(os.fspath(f.filename), f.skip, f.take) for f in files]
-        if not sum(shard.take for shard in shards):
-            raise InputError(f"the split {split!r} of the TFDS data set {tfds_name!r} is empty.")
+    def source(split: str, shards: Sequence[Shard]) -> Source:
         label = f"split {split} of {tfds_name}"
         return RecordSource(shards, parse, name=label, shuffle_buffer=shuffle_buffer)
 
-    class_names = features["label"].names
     return Dataset(
         name=name,
-        num_classes=features["label"].num_classes,
-        class_names=tuple(class_names) if class_names else None,
-        train=source(train_split or default_train),
-        eval=source(eval_split or str(default_eval)),
+        num_classes=classes.num_classes,
+        class_names=tuple(classes.names) if classes.names else None,
+        train=source(train_split, train_shards),
+        eval=source(eval_split, eval_shards),
+        multi_label=multi_label,
     )
+
+
+def _tfds_shards(tfds_name: str, info: Any, split: str) -> list[Shard]:
+    """The record files of a split or of a part of it."""
+    try:
+        files = info.splits[split].file_instructions
+    except (KeyError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"the TFDS data set {tfds_name!r} has no split {split!r}: choose from "
+            f"{', '.join(info.splits)} or a part as 'train[:98%]'."
+        ) from error
+    shards = [Shard(os.fspath(f.filename), f.skip, f.take) for f in files]
+    if not sum(shard.take for shard in shards):
+        raise InputError(f"the split {split!r} of the TFDS data set {tfds_name!r} is empty.")
+    return shards
+
+
+def _overlap(first: Sequence[Shard], second: Sequence[Shard]) -> bool:
+    """Whether any record belongs to both."""
+    by_path = defaultdict(list)
+    for shard in first:
+        by_path[shard.path].append(shard)
+    return any(
+        a.skip < b.skip + b.take and b.skip < a.skip + a.take
+        for b in second
+        for a in by_path[b.path]
+    )
+
+
+def _max_labels(
+    metadata: Any, shards: Sequence[Shard], labels_of: Callable[[tf.Tensor], tf.Tensor]
+) -> int:
+    """The most labels of an example: of `max_labels` in the metadata, else counted."""
+    if "max_labels" in metadata:
+        return int(metadata["max_labels"])
+    logging.info("Reading %d record files for the most labels of an example.", len(shards))
+    records = tf.data.TFRecordDataset(
+        list(dict.fromkeys(shard.path for shard in shards)), num_parallel_reads=tf.data.AUTOTUNE
+    )
+    sizes = records.map(
+        lambda record: tf.size(labels_of(record)), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    # One at least, so that an example without labels can be named where it is met.
+    return int(sizes.reduce(np.int32(1), tf.maximum))
 
 
 def _prepared_builder(tfds_name: str, data_dir: str | None) -> Any:
@@ -373,6 +537,11 @@ def _prepared_builder(tfds_name: str, data_dir: str | None) -> Any:
         raise InputError(f"TFDS cannot open {tfds_name!r}: {reason}") from error
     if builder.is_prepared():
         return builder
+    if builder.name == "cars196":
+        raise InputError(
+            f"cars196 is not prepared in {str(builder.data_path)!r} and its download address is "
+            "gone: set data_dir to where it is, or give cars:/path of its extracted archive."
+        )
     try:
         builder.download_and_prepare()
     except Exception as error:  # every kind: each data set downloads and fails in its own way

@@ -1,26 +1,41 @@
 """Crops and flips: from an encoded image or a uint8 array to a square RGB uint8 image.
 
-The numbers are those of automl efficientnetv2/preprocessing.py. It keeps floats after the
-resize where no augmentation follows; here the result is always uint8, by the same clip and
-truncation that it uses before augmentation, so that a quarter of the bytes go to the device.
+The numbers are those of the released code, which has three ways from a file to a square:
+
+* automl efficientnetv2/preprocessing.py trains on crop `random` and evaluates on `released`;
+* preprocess_legacy.py, of the first EfficientNet and of V2-B0 to B3 on ImageNet-1k, has `legacy`
+  for both, with resize `bicubic`;
+* preprocess_for_finetune, in the first file, has `squash` for both, and `noise_cutout` in training.
+
+All of them keep floats after the resize where no augmentation follows; here the result is always
+uint8, by the same clip and truncation that they use before augmentation, so that a quarter of the
+bytes go to the device.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from effnetv2_jax.data.host_tf import tf
+from effnetv2_jax.data.randaugment import cut_square
 
-EVAL_CROPS = ("released", "center", "squash")
+TRAIN_CROPS = ("random", "legacy", "squash")
+EVAL_CROPS = ("released", "center", "squash", "legacy")
+RESIZES = ("bilinear", "bicubic")
 
 # automl efficientnetv2/preprocessing.py, preprocess_for_train: the share of the image's area
-# that a crop covers. The aspect ratios and the attempts are TensorFlow's defaults, used there.
+# that a crop covers. The aspect ratios are TensorFlow's defaults, used there.
 CROP_AREA = (0.05, 1.0)
 CROP_ASPECT_RATIO = (0.75, 1.33)
-_CROP_ATTEMPTS = 100
 
-# The same file, preprocess_for_eval: the margin of the centre crop in pixels at `image_size`,
-# and the size from which it squashes the whole image instead.
+# The least share of the image that a crop must cover, and the attempts to find one. `random`: the
+# same function, and TensorFlow's default; `legacy`: preprocess_legacy.py, _decode_and_random_crop.
+_SAMPLING = {"random": (0.0, 100), "legacy": (0.1, 10)}
+
+# preprocessing.py, preprocess_for_eval, and preprocess_legacy.py, _decode_and_center_crop: the
+# margin of the centre crop in pixels at `image_size`; the former squashes the whole image instead
+# from this size up.
 _CENTER_MARGIN = 32
 _SQUASH_FROM = 320
 
@@ -62,15 +77,17 @@ def decode(image: tf.Tensor) -> tf.Tensor:
     return pixels
 
 
-def random_crop(
+def train_crop(
     image: tf.Tensor,
     seed: tf.Tensor,
     *,
     image_size: int,
+    rule: str = "random",
     area: tuple[float, float] = CROP_AREA,
     aspect_ratio: tuple[float, float] = CROP_ASPECT_RATIO,
+    resize: str = "bilinear",
 ) -> tf.Tensor:
-    """A random part of the image, resized to a square.
+    """The part of an image to train on, resized to a square.
 
     Of a JPEG only that part is decoded, which is several times faster and gives the same
     pixels, except that colour stored at half the resolution is not blended with its
@@ -80,27 +97,39 @@ def random_crop(
       image: an encoded image (scalar string) or uint8 [height, width, 3].
       seed: int32 [2]; the crop is a pure function of it and of the image's shape.
       image_size: the side of the result in pixels.
-      area: the lowest and highest share of the image's area.
-      aspect_ratio: the lowest and highest width / height of the part, before the resize.
+      rule: `random` takes any part of that area and aspect ratio; `legacy` too, but gives up
+        after 10 attempts in place of 100, and takes the square of `eval_crop`'s `legacy` where
+        it gave up or drew the whole image; `squash` takes the whole image.
+      area: the lowest and highest share of the image's area, for all but `squash`.
+      aspect_ratio: the lowest and highest width / height of the part, before the resize,
+        likewise.
+      resize: one of `RESIZES`, see `eval_crop`.
 
     Returns:
       uint8 [image_size, image_size, 3].
     """
+    if rule == "squash":
+        return _resize(decode(image), image_size, resize)
+    min_covered, attempts = _SAMPLING[rule]
 
     def window(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
         begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
             tf.stack([height, width, 3]),
             bounding_boxes=tf.zeros([0, 0, 4]),
             seed=seed,
-            min_object_covered=0.0,
+            min_object_covered=min_covered,
             aspect_ratio_range=aspect_ratio,
             area_range=area,
-            max_attempts=_CROP_ATTEMPTS,
+            max_attempts=attempts,
             use_image_if_no_bounding_boxes=True,
         )
-        return tf.concat([begin[:2], size[:2]], axis=0)
+        part = tf.concat([begin[:2], size[:2]], axis=0)
+        if rule == "random":
+            return part
+        is_whole = tf.reduce_all(size[:2] == tf.stack([height, width]))
+        return tf.where(is_whole, _legacy_square(height, width, image_size), part)
 
-    return _resize(_decode_window(image, window), image_size)
+    return _resize(_decode_window(image, window), image_size, resize)
 
 
 def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -108,7 +137,34 @@ def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.image.stateless_random_flip_left_right(image, seed)
 
 
-def eval_crop(image: tf.Tensor, *, image_size: int, rule: str) -> tf.Tensor:
+def noise_cutout(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Fills a square of up to half the image's side with noise; the border clips it.
+
+    The released fine-tuning draws the noise uniformly from [0, 1] for each pixel and channel when
+    the image already is (v / 255 - 0.5) / 0.5 (automl efficientnetv2/preprocessing.py,
+    preprocess_for_finetune). In grey levels v that is 127.5 .. 255.
+
+    Args:
+      image: uint8 [size, size, 3].
+      seed: int32 [2]; fixes the place, uniform over the pixels, and the noise.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    place_seed, noise_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+
+    def noise(shape: tf.Tensor) -> tf.Tensor:
+        uniform = tf.random.stateless_uniform(shape, noise_seed, alg="philox")
+        return tf.cast(127.5 + 127.5 * uniform + 0.5, tf.uint8)  # Rounded.
+
+    side = 2 * (tf.shape(image)[0] // 4)
+    centre = tf.random.stateless_uniform([2], place_seed, alg="philox")
+    return cut_square(image, side, centre, noise)
+
+
+def eval_crop(
+    image: tf.Tensor, *, image_size: int, rule: str, resize: str = "bilinear"
+) -> tf.Tensor:
     """The part of an image that is evaluated, resized to a square.
 
     Args:
@@ -116,20 +172,37 @@ def eval_crop(image: tf.Tensor, *, image_size: int, rule: str) -> tf.Tensor:
       image_size: the side of the result in pixels.
       rule: `center` takes the central square of side image_size / (image_size + 32) times
         the short side; `squash` takes the whole image and does not keep its aspect ratio;
-        `released` is `center` below 320 px and `squash` from there, as the released code.
+        `released` is `center` below 320 px and `squash` from there, as the released code;
+        `legacy` is `center` at every size, half a pixel down and right rather than up and left
+        where the margin is odd, and decodes only that part of a JPEG (see `train_crop`).
+      resize: `bilinear` has its pixel centres at halves, `bicubic` is TensorFlow 1's, which
+        has them at whole numbers; neither smooths before it makes an image smaller.
 
     Returns:
       uint8 [image_size, image_size, 3].
     """
+    if rule == "legacy":
+        window = functools.partial(_legacy_square, image_size=image_size)
+        return _resize(_decode_window(image, window), image_size, resize)
     pixels = decode(image)
     if rule == "center" or (rule == "released" and image_size < _SQUASH_FROM):
         height, width = tf.unstack(tf.shape(pixels)[:2])
-        # In float32 as the released code, so that truncation gives its side to the pixel.
-        ratio = image_size / (image_size + _CENTER_MARGIN)
-        side = tf.cast(ratio * tf.cast(tf.minimum(height, width), tf.float32), tf.int32)
+        side = _central_side(height, width, image_size)
         top, left = (height - side) // 2, (width - side) // 2
         pixels = pixels[top : top + side, left : left + side]
-    return _resize(pixels, image_size)
+    return _resize(pixels, image_size, resize)
+
+
+def _central_side(height: tf.Tensor, width: tf.Tensor, image_size: int) -> tf.Tensor:
+    # In float32 as the released code, so that truncation gives its side to the pixel.
+    ratio = image_size / (image_size + _CENTER_MARGIN)
+    return tf.cast(ratio * tf.cast(tf.minimum(height, width), tf.float32), tf.int32)
+
+
+def _legacy_square(height: tf.Tensor, width: tf.Tensor, image_size: int) -> tf.Tensor:
+    """The part [top, left, side, side] of preprocess_legacy.py, _decode_and_center_crop."""
+    side = _central_side(height, width, image_size)
+    return tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
 
 
 def _decode_window(
@@ -152,8 +225,15 @@ def _decode_window(
     return tf.cond(tf.io.is_jpeg(image), decode_only_the_crop, decode_then_crop)
 
 
-def _resize(pixels: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Bilinear with half-pixel centres and without antialiasing, then clip and truncate."""
+def _resize(pixels: tf.Tensor, image_size: int, method: str) -> tf.Tensor:
+    """To a square without antialiasing, then clip and truncate."""
     pixels.set_shape([None, None, 3])
-    pixels = tf.image.resize(pixels, [image_size, image_size], "bilinear", antialias=False)
+    size = [image_size, image_size]
+    if method == "bicubic":
+        # preprocess_legacy.py: TensorFlow 1's kernel, which no newer function has.
+        pixels = tf.raw_ops.ResizeBicubic(
+            images=pixels[None], size=size, align_corners=False, half_pixel_centers=False
+        )[0]
+    else:
+        pixels = tf.image.resize(pixels, size, "bilinear", antialias=False)
     return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)

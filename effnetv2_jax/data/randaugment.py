@@ -7,21 +7,25 @@ al. 2019, "AutoAugment: Learning augmentation policies from data", table of oper
 appendix). EfficientNetV2 (Tan & Le 2021, section 4, Algorithm 1 and Table 6) raises the magnitude
 from 5 to 15, 20 or 25 while it trains; above 10 the scale continues in a straight line.
 
-`OPERATIONS` says what every operation does at a level. It is a clean definition: every operation
-with a level is the identity at level 0, and gets stronger (or has reached its end) with the level.
-The released code (google/automl, efficientnetv2/autoaugment.py) differs from it on purpose or by
-accident, so the two must not be compared at equal magnitude without this list:
+`TABLES` says what every operation does at a level L, in three forms. `paper` is a clean definition:
+every operation with a level is the identity at level 0, and gets stronger (or has reached its end)
+with the level. `released` is what the official code does (google/automl,
+efficientnetv2/autoaugment.py), on purpose or by accident, so the two must not be compared at equal
+magnitude without this list:
 
-* posterize keeps int(0.4 L) bits there, and solarize inverts from int(25.6 L) up, so that both get
-  weaker as L grows; from L = 10 the solarize threshold wraps around modulo 256;
-* color, contrast, brightness and sharpness always use the factor 0.1 + 0.18 L there, which is the
+* posterize keeps int(0.4 L) bits, and solarize inverts from int(25.6 L) up, so that both get weaker
+  as L grows; from L = 10 the solarize threshold wraps around modulo 256;
+* color, contrast, brightness and sharpness always use the factor 0.1 + 0.18 L, which is the
   identity at L = 5, and contrast blends with a constant that depends on the image size only;
-* translate and cutout are in pixels there, whatever the image size.
+* translate and cutout are in pixels, whatever the image size.
 
-Pixel arithmetic follows Pillow, which both papers used: blends and histogram tables truncate, and
-grey is (19595 R + 38470 G + 7471 B) / 65536, rounded. The operations are pure functions of an image
-and plain arguments. They avoid `tf.where` and table look-ups on whole images, which cost several
-times more on a CPU than uint8 or float32 arithmetic.
+`released_autoaugment` is `released` with the longer distances that AutoAugment has there.
+
+Pixel arithmetic follows Pillow in every form, which both papers used: blends and histogram tables
+truncate, and grey is (19595 R + 38470 G + 7471 B) / 65536, rounded. The released code may be a
+level away from that where it stretches contrast or takes a grey or smoothed level. The operations
+are pure functions of an image and plain arguments. They avoid `tf.where` and table look-ups on
+whole images, which cost several times more on a CPU than uint8 or float32 arithmetic.
 """
 
 from __future__ import annotations
@@ -32,8 +36,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-import tensorflow as tf
-
+from effnetv2_jax.data.host_tf import tf
 from effnetv2_jax.errors import InputError, unknown_name
 
 GREY = 128  # Fills empty pixels; autoaugment.py: `replace` of every geometric operation.
@@ -118,6 +121,13 @@ def contrast(image: tf.Tensor, factor: Number) -> tf.Tensor:
     return _blend(tf.cast(tf.floor(mean + 0.5), tf.float32), image, factor)
 
 
+def contrast_by_size(image: tf.Tensor, factor: Number) -> tf.Tensor:
+    """Blends with grey level height * width / 256 (at most 255): factor 0 is flat, 1 the image."""
+    height, width = tf.unstack(tf.shape(image)[:2])
+    level = tf.minimum(height * width // 256, 255)
+    return _blend(tf.cast(level, tf.float32), image, factor)
+
+
 def brightness(image: tf.Tensor, factor: Number) -> tf.Tensor:
     """Blends with black: factor 0 is black, 1 the image."""
     return tf.cast(tf.minimum(tf.cast(image, tf.float32) * factor, 255.0), tf.uint8)
@@ -160,13 +170,23 @@ def shear_y(image: tf.Tensor, shear: Number) -> tf.Tensor:
 def translate_x(image: tf.Tensor, fraction: Number) -> tf.Tensor:
     """Moves the image to the right by a fraction of its width."""
     _, width = _size(image)
-    return _transform(image, [1.0, 0.0, -fraction * width, 0.0, 1.0, 0.0])
+    return shift_x(image, fraction * width)
 
 
 def translate_y(image: tf.Tensor, fraction: Number) -> tf.Tensor:
     """Moves the image down by a fraction of its height."""
     height, _ = _size(image)
-    return _transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, -fraction * height])
+    return shift_y(image, fraction * height)
+
+
+def shift_x(image: tf.Tensor, pixels: Number) -> tf.Tensor:
+    """Moves the image to the right by a number of pixels."""
+    return _transform(image, [1.0, 0.0, -pixels, 0.0, 1.0, 0.0])
+
+
+def shift_y(image: tf.Tensor, pixels: Number) -> tf.Tensor:
+    """Moves the image down by a number of pixels."""
+    return _transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, -pixels])
 
 
 def cutout(image: tf.Tensor, fraction: float, centre: tf.Tensor) -> tf.Tensor:
@@ -177,15 +197,36 @@ def cutout(image: tf.Tensor, fraction: float, centre: tf.Tensor) -> tf.Tensor:
       fraction: side of the hole, as a fraction of the image's shorter side.
       centre: of the hole, (y, x) as fractions of height and width in [0, 1).
     """
-    size = tf.shape(image)[:2]
-    shorter = tf.cast(tf.reduce_min(size), tf.float32)
+    shorter = tf.cast(tf.reduce_min(tf.shape(image)[:2]), tf.float32)
     side = tf.cast(tf.round(min(fraction, 1.0) * shorter), tf.int32)
+    return cut_square(image, side, centre)
+
+
+def _grey_hole(shape: tf.Tensor) -> tf.Tensor:
+    return tf.fill(shape, _uint8(GREY))
+
+
+def cut_square(
+    image: tf.Tensor,
+    side: int | tf.Tensor,
+    centre: tf.Tensor,
+    filling: Callable[[tf.Tensor], tf.Tensor] = _grey_hole,
+) -> tf.Tensor:
+    """Fills a square hole; the image's border clips it.
+
+    Args:
+      image: uint8 [height, width, 3].
+      side: of the hole, in pixels.
+      centre: of the hole, (y, x) as fractions of height and width in [0, 1).
+      filling: from the shape of what is left of the hole, int32 [3], to its uint8 pixels.
+    """
+    size = tf.shape(image)[:2]
     start = tf.cast(centre * tf.cast(size, tf.float32), tf.int32) - side // 2
     (top, left), (bottom, right) = (
         tf.unstack(tf.maximum(start, 0)),
         tf.unstack(tf.minimum(start + side, size)),
     )
-    hole = tf.fill([bottom - top, right - left, 3], _uint8(GREY))
+    hole = filling(tf.stack([bottom - top, right - left, 3]))
     band = image[top:bottom]
     band = tf.concat([band[:, :left], hole, band[:, right:]], axis=1)
     return _restore(tf.concat([image[:top], band, image[bottom:]], axis=0), image)
@@ -217,7 +258,7 @@ def _factor(level: float, sign: float) -> float:
 
 # L is the level. "AutoAugment" is the range in its table of operations, which L = 10 reaches.
 # The order fixes which random number means which operation: append, never sort.
-OPERATIONS: dict[str, Operation] = {
+_PAPER: dict[str, Operation] = {
     # No level. AutoAugment.
     "AutoContrast": Operation(autocontrast),
     "Equalize": Operation(equalize),
@@ -247,6 +288,58 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+def _released_factor(level: float, sign: float) -> float:
+    """autoaugment.py, `_enhance_level_to_arg`: the image at level 5; the sign has no effect."""
+    return level / 10 * 1.8 + 0.1
+
+
+def _released_bits(level: float, sign: float) -> int:
+    """autoaugment.py, `level_to_arg`: more bits at a higher level, all eight at 20."""
+    bits = int(level / 10 * 4)
+    # Its `posterize` shifts a uint8 by 8 - bits. TensorFlow shifts by at most 7, and a negative
+    # number of places wraps around to a large one, so that one bit is left in both cases.
+    return bits if 1 <= bits <= 8 else 1
+
+
+def _released(*, translate_const: int, cutout_const: int) -> dict[str, Operation]:
+    """The operations of automl efficientnetv2/autoaugment.py: `_PAPER`, but for these rows.
+
+    Args:
+      translate_const: how far translate moves at level 10, in pixels.
+      cutout_const: half the side of cutout's hole at level 10, in pixels.
+    """
+
+    def pixels(level: float, sign: float) -> float:
+        return sign * level / 10 * translate_const
+
+    def side(level: float, sign: float) -> int:
+        return 2 * int(level / 10 * cutout_const)
+
+    # A union keeps the order of its left side.
+    return _PAPER | {
+        "Posterize": Operation(posterize, _released_bits),
+        # The comparison is in uint8, where 256 is 0.
+        "Solarize": Operation(solarize, lambda level, sign: int(level / 10 * 256) % 256),
+        "Color": Operation(color, _released_factor),
+        # `contrast` there averages the 256 counts of a histogram, not the grey levels.
+        "Contrast": Operation(contrast_by_size, _released_factor),
+        "Brightness": Operation(brightness, _released_factor),
+        "Sharpness": Operation(sharpness, _released_factor),
+        "TranslateX": Operation(shift_x, pixels),
+        "TranslateY": Operation(shift_y, pixels),
+        "Cutout": Operation(cut_square, side, needs_centre=True),
+    }
+
+
+# autoaugment.py: the constants of distort_image_with_randaugment and _with_autoaugment. Names and
+# order are the same in every table, so that the same draw means the same operations.
+TABLES: dict[str, dict[str, Operation]] = {
+    "paper": _PAPER,
+    "released": _released(translate_const=100, cutout_const=40),
+    "released_autoaugment": _released(translate_const=250, cutout_const=100),
+}
+
+
 # ---------------------------------------------------------------------------------- public verbs
 
 
@@ -254,7 +347,7 @@ class Draw(NamedTuple):
     """What chance decides, for each layer of one image.
 
     Attributes:
-      operation: int32 [num_layers], index into the table.
+      operation: int32 [num_layers], index into each of the tables.
       sign: float32 [num_layers], -1 or 1 with equal chance.
       centre: float32 [num_layers, 2], uniform in [0, 1).
     """
@@ -274,7 +367,7 @@ def draw_layers(seed: tf.Tensor, num_layers: int) -> Draw:
     # The algorithm is named because the default may depend on the device.
     uniform = tf.random.stateless_uniform([num_layers, 4], seed, alg="philox")
     return Draw(
-        operation=tf.cast(uniform[:, 0] * len(OPERATIONS), tf.int32),
+        operation=tf.cast(uniform[:, 0] * len(_PAPER), tf.int32),
         sign=tf.where(uniform[:, 1] < 0.5, -1.0, 1.0),
         centre=uniform[:, 2:],
     )
@@ -287,24 +380,27 @@ def apply_operation(
     level: float,
     sign: Number = 1.0,
     centre: Sequence[float] | tf.Tensor = (0.5, 0.5),
+    form: str = "paper",
 ) -> tf.Tensor:
-    """Applies one operation of the table, with nothing left to chance.
+    """Applies one operation of a table, with nothing left to chance.
 
     Args:
-      name: a key of `OPERATIONS`.
+      name: a key of the table.
       image: uint8 [height, width, 3].
       level: strength from 0 (none) to 10, or above.
       sign: -1 or 1, for the operations that go two ways.
       centre: (y, x) in [0, 1), for cutout.
+      form: a key of `TABLES`.
 
     Raises:
-      InputError: for an unknown name or a level that is negative or not finite.
+      InputError: for an unknown name or form, or a level that is negative or not finite.
     """
-    if name not in OPERATIONS:
-        raise unknown_name("RandAugment operation", name, OPERATIONS)
+    table = _table(form)
+    if name not in table:
+        raise unknown_name("RandAugment operation", name, table)
     level = _checked_level(level)
     image = tf.convert_to_tensor(image)
-    row = OPERATIONS[name]
+    row = table[name]
     arguments: list[Number] = []
     if row.argument is not None:
         negative, positive = row.argument(level, -1.0), row.argument(level, 1.0)
@@ -317,7 +413,12 @@ def apply_operation(
 
 
 def rand_augment(
-    image: tf.Tensor, seed: tf.Tensor, *, magnitude: float, num_layers: int = 2
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    magnitude: float,
+    num_layers: int = 2,
+    form: str = "paper",
 ) -> tf.Tensor:
     """Applies `num_layers` random operations to one image; only the drawn ones run.
 
@@ -326,25 +427,22 @@ def rand_augment(
       seed: int32 [2]; the same seed gives the same result. Use it for nothing else, or the
         operations depend on whatever else it decides.
       magnitude: the level of every operation, from 0 to 10 or above. A fraction is used as it is.
-        At 0 the three operations without a level still act.
+        At 0 the three operations without a level still act, and in the released form others too.
       num_layers: operations per image.
+      form: a key of `TABLES`, what the operations do at that magnitude.
 
     Returns:
       A uint8 image of the same (static) shape.
 
     Raises:
-      InputError: for a magnitude that is negative or not finite, a negative `num_layers`, or an
-        image that is not uint8 with three channels.
+      InputError: for a magnitude that is negative or not finite, a negative `num_layers`, an
+        unknown form, or an image that is not uint8 with three channels.
     """
     magnitude = _checked_level(magnitude)
     if num_layers < 0:
         raise InputError(f"num_layers is {num_layers}, but must be 0 or more.")
-    image = tf.convert_to_tensor(image)
-    if image.dtype != tf.uint8 or image.shape.rank != 3 or image.shape[-1] != 3:
-        raise InputError(
-            f"RandAugment got a {image.dtype.name} image of shape {image.shape}, but works on uint8"
-            " [height, width, 3]: apply it before normalisation and batching."
-        )
+    table = _table(form)
+    image = checked_image("RandAugment", image)
     draw = draw_layers(seed, num_layers)
     for layer in range(num_layers):
         branches = [
@@ -355,14 +453,36 @@ def rand_augment(
                 level=magnitude,
                 sign=draw.sign[layer],
                 centre=draw.centre[layer],
+                form=form,
             )
-            for name in OPERATIONS
+            for name in table
         ]
         image = tf.switch_case(draw.operation[layer], branches)
     return image
 
 
+def checked_image(policy: str, image: tf.Tensor) -> tf.Tensor:
+    """`image` as a tensor, if it is uint8 [height, width, 3].
+
+    Raises:
+      InputError: it is not; the message names the `policy`.
+    """
+    image = tf.convert_to_tensor(image)
+    if image.dtype != tf.uint8 or image.shape.rank != 3 or image.shape[-1] != 3:
+        raise InputError(
+            f"{policy} got a {image.dtype.name} image of shape {image.shape}, but works on uint8"
+            " [height, width, 3]: apply it before normalisation and batching."
+        )
+    return image
+
+
 # --------------------------------------------------------------------------------------- helpers
+
+
+def _table(form: str) -> dict[str, Operation]:
+    if form not in TABLES:
+        raise unknown_name("RandAugment form", form, TABLES)
+    return TABLES[form]
 
 
 def _checked_level(level: float) -> float:

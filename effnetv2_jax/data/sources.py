@@ -2,15 +2,19 @@
 
 A source yields un-batched, undecoded examples as a `tf.data.Dataset` of dicts with
   `image`  a scalar string (an encoded image) or uint8 [height, width, 3],
-  `label`  int32,
+  `label`  int32; of a multi-label data set int32 [max_labels], padded with -1,
   `index`  int64, the example's position in the split,
 and `epoch` (int64, training) or `mask` (float32, evaluation: 1 real, 0 padding).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from effnetv2_jax.data.host_tf import tf
 from effnetv2_jax.errors import InputError
@@ -62,6 +66,13 @@ class Source(Protocol):
     def describe(self, index: int) -> str:
         """Names the example at `index`, by its file where it has one."""
 
+    def hold_out(self, count: int) -> tuple[Source, Source]:
+        """Splits off `count` examples, always the same; 0 < count < num_examples.
+
+        Returns:
+          The source of all the others, and that of the `count` examples.
+        """
+
 
 def epoch_key(seed: int, epoch: tf.Tensor) -> tf.Tensor:
     """The random key of one epoch, int32 [2]; `seed` may have up to 64 bits."""
@@ -76,6 +87,11 @@ def shuffled_index(offset: tf.Tensor, *, seed: int, epoch: tf.Tensor, size: int)
     )
 
 
+def hash_fraction(name: str) -> float:
+    """A number in [0, 1) that depends on the name and nothing else."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+
+
 class IndexedSource:
     """Examples that can be looked up by their index: embedded arrays, image folders."""
 
@@ -84,15 +100,39 @@ class IndexedSource:
         num_examples: int,
         lookup: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
         describe: Callable[[int], str],
+        *,
+        key: Callable[[int], str] = str,
     ):
-        """Args: `lookup` maps an int64 index to (image, int32 label) inside a graph."""
+        """Creates the source.
+
+        Args:
+          num_examples: how many there are.
+          lookup: maps an int64 index to (image, int32 label or labels) inside a graph.
+          describe: see `Source.describe`.
+          key: maps an index to what decides whether the example is held out.
+        """
         self.num_examples = num_examples
         self._lookup = lookup
         self._describe = describe
+        self._key = key
 
     def describe(self, index: int) -> str:
         """Names the example at `index`."""
         return self._describe(index)
+
+    def hold_out(self, count: int) -> tuple[IndexedSource, IndexedSource]:
+        """See `Source.hold_out`; those with the smallest hash of their key are held out."""
+        by_hash = sorted(range(self.num_examples), key=lambda i: hash_fraction(self._key(i)))
+        return self._rows(sorted(by_hash[count:])), self._rows(sorted(by_hash[:count]))
+
+    def _rows(self, rows: list[int]) -> IndexedSource:
+        table = tf.constant(rows, tf.int64)
+        return IndexedSource(
+            len(rows),
+            lambda index: self._lookup(table[index]),
+            lambda index: self._describe(rows[index]),
+            key=lambda index: self._key(rows[index]),
+        )
 
     def train_stream(
         self,
@@ -145,7 +185,14 @@ class Shard(NamedTuple):
 
 
 class RecordSource:
-    """Examples in TFRecord files: read in sequence, shuffled by file and then in a buffer."""
+    """Examples in TFRecord files, shuffled window by window.
+
+    Each epoch permutes the pieces of files that a process reads. Successive pieces, as many as
+    `shuffle_buffer` records surely hold, form a window, whose records are read, permuted and
+    handed out while the next window is read. So a position in the stream needs the window that
+    holds it and no earlier one. The memory is that of two windows of encoded examples, and of
+    a third while one is permuted.
+    """
 
     def __init__(
         self,
@@ -155,20 +202,49 @@ class RecordSource:
         name: str,
         shuffle_buffer: int,
     ):
-        """Args: `parse` maps a serialized record to (encoded image, int32 label)."""
+        """Args: `parse` maps a serialized record to (encoded image, int32 label or labels)."""
         self.num_examples = sum(shard.take for shard in shards)
-        self._shards = shards
+        self.shards = tuple(shards)
         self._parse = parse
         self._name = name
         self._shuffle_buffer = shuffle_buffer
 
     def describe(self, index: int) -> str:
         """Names the example by its record file and the position in it."""
-        for shard in self._shards:
+        for shard in self.shards:
             if index < shard.take:
                 return f"record {shard.skip + index} of {shard.path} ({self._name})"
             index -= shard.take
         raise IndexError(index)
+
+    def find_damage(self) -> str | None:
+        """The first file whose checksums do not fit, by reading all: TensorFlow names none."""
+
+        def is_damaged(path: str) -> bool:
+            try:
+                for _ in tf.data.TFRecordDataset(path, buffer_size=_READ_AHEAD_BYTES).batch(64):
+                    pass
+            except tf.errors.DataLossError:
+                return True
+            return False
+
+        paths = list(dict.fromkeys(shard.path for shard in self.shards))
+        with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+            damaged = pool.map(is_damaged, paths)
+            return next((path for path, bad in zip(paths, damaged, strict=True) if bad), None)
+
+    def hold_out(self, count: int) -> tuple[RecordSource, RecordSource]:
+        """See `Source.hold_out`; the first records are held out."""
+        rest, held_out = (
+            RecordSource(
+                [Shard(piece.path, piece.skip, piece.take) for piece in self._pieces(start, size)],
+                self._parse,
+                name=self._name,
+                shuffle_buffer=self._shuffle_buffer,
+            )
+            for start, size in ((count, self.num_examples - count), (0, count))
+        )
+        return rest, held_out
 
     def train_stream(
         self,
@@ -182,7 +258,8 @@ class RecordSource:
     ) -> tf.data.Dataset:
         """See `Source.train_stream`; each process shuffles its own contiguous share.
 
-        Starting inside an epoch re-reads that epoch's records up to there, undecoded.
+        Where the examples do not divide evenly among the processes, the shares differ by one
+        example, so that the epochs of the processes end at slightly different steps.
         """
         start = process_index * self.num_examples // process_count
         share = (process_index + 1) * self.num_examples // process_count - start
@@ -191,30 +268,56 @@ class RecordSource:
                 f"{self._name} has {self.num_examples} examples, fewer than the {process_count} "
                 "processes that share them: use fewer processes or a larger split."
             )
-        pieces = self._pieces(start, share)
+        pieces = self._pieces(start, share, at_most=self._shuffle_buffer)
+        takes = np.array([piece.take for piece in pieces])
+        per_window = max(1, self._shuffle_buffer // int(takes.max()))
+        num_windows = -(-len(pieces) // per_window)
         local_batch = batch_size // process_count
         first, count = first_step * local_batch, (last_step - first_step) * local_batch
 
-        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            key = epoch_key(seed, epoch)
-            files = tf.random.experimental.index_shuffle(
-                tf.range(len(pieces["take"])), seed=key, max_index=len(pieces["take"]) - 1
+        def piece_order(epoch: tf.Tensor) -> tf.Tensor:
+            return tf.random.experimental.index_shuffle(
+                tf.range(len(pieces)), seed=epoch_key(seed, epoch), max_index=len(pieces) - 1
             )
-            records = _read({name: tf.gather(column, files) for name, column in pieces.items()})
-            records = records.shuffle(
-                min(self._shuffle_buffer, share),
-                seed=tf.bitcast(key, tf.int64),
-                reshuffle_each_iteration=False,
+
+        def locate(position: int) -> tuple[int, int]:
+            """The window that holds a position, counted over all epochs, and the place in it."""
+            epoch, place = divmod(position, share)
+            ordered = takes[piece_order(tf.constant(epoch)).numpy()]
+            starts = (np.cumsum(ordered) - ordered)[::per_window]
+            window = int(np.searchsorted(starts, place, side="right")) - 1
+            return epoch * num_windows + window, place - int(starts[window])
+
+        columns = _columns(pieces)
+
+        def shuffled_window(number: tf.Tensor) -> tf.data.Dataset:
+            """One element: the epoch, the index and the record of each example, all [n]."""
+            epoch, window = number // num_windows, number % num_windows
+            chosen = piece_order(epoch)[window * per_window :][:per_window]
+            parts = {name: tf.gather(column, chosen) for name, column in columns.items()}
+            size = tf.reduce_sum(parts["take"])
+            order = tf.random.experimental.index_shuffle(
+                tf.range(size),
+                # Negative, since the examples' own keys are those of 0, 1, ... (data/pipeline.py).
+                seed=tf.random.experimental.stateless_fold_in(
+                    epoch_key(seed, epoch), -1 - tf.cast(window, tf.int32)
+                ),
+                max_index=size - 1,
             )
-            done = tf.where(epoch == first // share, tf.constant(first % share, tf.int64), 0)
-            return records.skip(done).map(lambda index, record: (epoch, index, record))
+
+            def permute(index: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, ...]:
+                return tf.repeat(epoch, size), tf.gather(index, order), tf.gather(record, order)
+
+            return _read(parts).batch(size).map(permute)
 
         def example(epoch: tf.Tensor, index: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
             image, label = self._parse(record)
             return {"image": image, "label": label, "epoch": epoch, "index": index}
 
-        epochs = tf.data.Dataset.range(first // share, (first + count) // share + 1)
-        examples = epochs.flat_map(one_epoch).take(count)
+        window, place = locate(first)
+        last_window, _ = locate(first + count - 1)
+        windows = tf.data.Dataset.range(window, last_window + 1).flat_map(shuffled_window)
+        examples = windows.prefetch(1).unbatch().skip(place).take(count)
         return examples.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def eval_stream(
@@ -232,34 +335,49 @@ class RecordSource:
 
             return example
 
-        padding = _read(self._pieces(0, 1)).map(with_mask(0.0)).repeat(share - real)
+        first = _read(_columns(self._pieces(0, 1)))
+        padding = first.map(with_mask(0.0)).repeat(share - real)
         if not real:
             return padding
-        examples = _read(self._pieces(start, real)).map(
+        examples = _read(_columns(self._pieces(start, real))).map(
             with_mask(1.0), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
         return examples.concatenate(padding)
 
-    def _pieces(self, start: int, count: int) -> dict[str, Any]:
-        """The part of each shard that holds the examples [start, start + count)."""
-        rows, first = [], 0
-        for shard in self._shards:
+    def _pieces(self, start: int, count: int, *, at_most: int | None = None) -> list[_Piece]:
+        """The examples [start, start + count): parts of shards of `at_most` records each."""
+        pieces, first = [], 0
+        for shard in self.shards:
             low, high = max(start, first), min(start + count, first + shard.take)
-            if low < high:
-                rows.append((shard.path, shard.skip + low - first, high - low, low))
+            step = at_most or shard.take
+            for begin in range(low, high, step):
+                skip = shard.skip + begin - first
+                pieces.append(_Piece(shard.path, skip, min(step, high - begin), begin))
             first += shard.take
-        columns = zip(*rows, strict=True)
-        return dict(zip(("path", "skip", "take", "index"), map(list, columns), strict=True))
+        return pieces
 
 
-def _read(pieces: dict[str, Any]) -> tf.data.Dataset:
+class _Piece(NamedTuple):
+    """`take` records of a TFRecord file after the first `skip`; they begin at example `first`."""
+
+    path: str
+    skip: int
+    take: int
+    first: int
+
+
+def _columns(pieces: Sequence[_Piece]) -> dict[str, tf.Tensor]:
+    path, *numbers = zip(*pieces, strict=True)
+    skip, take, first = (tf.constant(column, tf.int64) for column in numbers)
+    return {"path": tf.constant(path), "skip": skip, "take": take, "first": first}
+
+
+def _read(pieces: dict[str, tf.Tensor]) -> tf.data.Dataset:
     """(index, serialized record) of the pieces, interleaved in a fixed order."""
 
     def records(piece: dict[str, tf.Tensor]) -> tf.data.Dataset:
         dataset = tf.data.TFRecordDataset(piece["path"], buffer_size=_READ_AHEAD_BYTES)
-        dataset = dataset.skip(tf.cast(piece["skip"], tf.int64))
-        dataset = dataset.take(tf.cast(piece["take"], tf.int64))
-        return dataset.enumerate(tf.cast(piece["index"], tf.int64))
+        return dataset.skip(piece["skip"]).take(piece["take"]).enumerate(piece["first"])
 
     return tf.data.Dataset.from_tensor_slices(pieces).interleave(
         records,

@@ -1,6 +1,7 @@
 """Names, splits and the mistakes that users make with them."""
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -15,7 +16,8 @@ from effnetv2_jax.errors import InputError
 def examples(source):
     """Every (image, label) of a source, by index."""
     stream = source.eval_stream(batch_size=1, process_index=0, process_count=1)
-    return [(row["image"], int(row["label"])) for row in stream.as_numpy_iterator()]
+    rows = sorted(stream.as_numpy_iterator(), key=lambda row: row["index"])
+    return [(row["image"], int(row["label"])) for row in rows]
 
 
 def test_digits_are_scikit_learns_with_every_fifth_held_out():
@@ -160,8 +162,147 @@ def test_tfds_splits_can_be_chosen(tfds_dir):
         return {image for image, _ in examples(source)}
 
     assert not images(dataset.train) & images(dataset.eval)
-    both = load_dataset("tfds:tiny_pictures", data_dir=tfds_dir, train_split="train+test")
-    assert both.train.num_examples == 30
+    both = load_dataset(
+        "tfds:tiny_pictures",
+        data_dir=tfds_dir,
+        train_split="train+test[:2]",
+        eval_split="test[2:]",
+    )
+    assert both.train.num_examples == 25
+
+
+def test_tfds_splits_that_overlap_are_refused(tfds_dir):
+    for train_split, eval_split in (
+        # The released code's flowers overlap like this.
+        ("train[:70%]", "train[30%:]"),
+        ("train", "train"),
+        ("test+train", "test"),
+        ("train[:6]", "train[5:6]"),
+    ):
+        with pytest.raises(InputError) as error:
+            load_dataset(
+                "tfds:tiny_pictures",
+                data_dir=tfds_dir,
+                train_split=train_split,
+                eval_split=eval_split,
+            )
+        message = f"train_split {train_split!r} and eval_split {eval_split!r} of"
+        assert message in str(error.value) and "overlap" in str(error.value)
+
+
+def minival_examples_of(name, count, **arguments):
+    """What describes the examples of train, minival and the whole, once they are a partition."""
+    split = load_dataset(name, minival_examples=count, **arguments)
+    whole = load_dataset(name, **arguments)
+    assert whole.minival is None and split.minival.num_examples == count
+    assert split.eval.num_examples == whole.eval.num_examples
+    train, minival, everything = (
+        [source.describe(index) for index in range(source.num_examples)]
+        for source in (split.train, split.minival, whole.train)
+    )
+    assert sorted(train + minival) == sorted(everything) and len(set(everything)) == len(everything)
+    # What a description names is what is read there.
+    content = dict(zip(everything, examples(whole.train), strict=True))
+    for names, source in ((train, split.train), (minival, split.minival)):
+        for name, (image, label) in zip(names, examples(source), strict=True):
+            assert label == content[name][1]
+            np.testing.assert_array_equal(image, content[name][0])
+    return train, minival, everything
+
+
+@pytest.mark.parametrize("count", [1, 7, 22])
+def test_the_minival_of_record_files_is_their_beginning(tfds_dir, count):
+    _, minival, everything = minival_examples_of(
+        "tfds:tiny_pictures", count, data_dir=tfds_dir, train_split="train"
+    )
+    assert minival == everything[:count]
+
+
+def test_the_minival_of_arrays_is_spread_and_stable():
+    _, minival, everything = minival_examples_of("synthetic:train=60,eval=3,size=4", 20)
+    places = [everything.index(name) for name in minival]
+    assert places == sorted(places) and places[0] < 15 and places[-1] > 45
+    assert minival_examples_of("synthetic:train=60,eval=3,size=4", 20)[1] == minival
+    fewer = minival_examples_of("synthetic:train=60,eval=3,size=4", 5)[1]
+    assert set(fewer) < set(minival)
+
+
+@pytest.mark.parametrize("under", ["train", "."])
+def test_the_minival_of_a_folder_moves_with_it(make_folder, under, tmp_path):
+    root = make_folder({"a": 12, "b": 12}, under=under)
+    if under == "train":
+        make_folder({"a": 2, "b": 2}, under="val")
+    _, minival, _ = minival_examples_of(f"folder:{root}", 6)
+    moved = root.rename(tmp_path / "moved")
+    _, again, _ = minival_examples_of(f"folder:{moved}", 6)
+    assert again == [name.replace(str(root), str(moved)) for name in minival]
+
+
+def test_a_minival_is_smaller_than_the_training_split():
+    for count in (-1, 23, 24):
+        with pytest.raises(InputError, match=rf"minival_examples {count} .* the 23 training"):
+            load_dataset("synthetic:train=23", minival_examples=count)
+
+
+@pytest.fixture(scope="module")
+def multi_label_dir(tmp_path_factory):
+    """A data_dir with `tagged` and `tagged_up_to_five`, whose metadata has max_labels 5.
+
+    Example i has the first i labels of 2, 0, 1.
+    """
+    import tensorflow_datasets as tfds
+
+    class Tagged(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        metadata = None
+
+        def _info(self):
+            classes = tfds.features.ClassLabel(names=["x", "y", "z"])
+            features = {
+                "image": tfds.features.Image(),
+                "labels": tfds.features.Sequence(classes),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                metadata=self.metadata,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(3), "test": self._generate_examples(2)}
+
+        def _generate_examples(self, count):
+            for i in range(1, count + 1):
+                yield i, {"image": np.full((4, 4, 3), i, np.uint8), "labels": [2, 0, 1][:i]}
+
+    class TaggedUpToFive(Tagged):
+        metadata = tfds.core.MetadataDict(max_labels=5)
+
+    directory = tmp_path_factory.mktemp("multi")
+    for builder in (Tagged, TaggedUpToFive):
+        builder(data_dir=directory).download_and_prepare()
+    return str(directory)
+
+
+@pytest.mark.parametrize(("name", "width"), [("tagged", 3), ("tagged_up_to_five", 5)])
+def test_multi_label_examples_are_padded(multi_label_dir, name, width):
+    dataset = load_dataset(f"tfds:{name}", data_dir=multi_label_dir)
+    assert dataset.multi_label and dataset.num_classes == 3
+    assert dataset.class_names == ("x", "y", "z")
+    stream = dataset.train.eval_stream(batch_size=1, process_index=0, process_count=1)
+    assert stream.element_spec["label"].shape == (width,)
+    found = []
+    for row in stream.as_numpy_iterator():
+        count = int(tf.io.decode_image(row["image"])[0, 0, 0])
+        assert row["label"].dtype == np.int32
+        assert row["label"].tolist() == [2, 0, 1][:count] + [-1] * (width - count)
+        found.append(count)
+    assert sorted(found) == [1, 2, 3]
+
+
+def test_other_data_sets_have_one_label(tfds_dir):
+    assert not load_dataset("tfds:tiny_pictures", data_dir=tfds_dir).multi_label
+    assert not load_dataset("synthetic").multi_label
 
 
 def test_a_tfds_split_that_does_not_exist_lists_those_that_do(tfds_dir):
@@ -214,6 +355,23 @@ def test_tfds_data_that_is_not_there_tells_the_remedy(tmp_path):
         load_dataset("imagenet2012", data_dir=str(tmp_path))
 
 
+def test_cars_that_are_not_there_tell_of_the_folder(tmp_path):
+    with pytest.raises(InputError, match=r"cars196 is not prepared .* cars:/path"):
+        load_dataset("cars196", data_dir=str(tmp_path))
+
+
+def test_tfds_finds_its_folder_in_the_environment(tfds_dir):
+    code = (
+        "from effnetv2_jax.data.datasets import load_dataset\n"
+        "print(load_dataset('tfds:tiny_pictures').train.num_examples)"
+    )
+    environment = os.environ | {"TFDS_DATA_DIR": tfds_dir}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == "23"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -222,6 +380,12 @@ def test_tfds_data_that_is_not_there_tells_the_remedy(tmp_path):
         ("qqqqqqqqqq", {}, "choose one of .*digits.*folder:/path.*tfds:NAME"),
         ("folder:", {}, "unknown data set"),
         ("tfds:", {}, "unknown data set"),
+        ("tfrecord:", {}, "unknown data set"),
+        ("cars:", {}, "unknown data set"),
+        ("tfrecord:/x", {"train_split": "train"}, "train_split 'train' is for TFDS"),
+        ("tfrecord:/x,class=3", {}, r"'class=3' in .* write tfrecord:/path,classes=N"),
+        ("tfrecord:/x,classes=0", {}, "classes=0"),
+        ("cars:/x", {"data_dir": "/y"}, "data_dir '/y' is for TFDS"),
         ("tfds:no_such_pictures", {}, "unknown TFDS data set"),
         ("tfds:cifar10/nosuch", {}, "cannot open 'cifar10/nosuch'"),
         ("synthetic:clases=3", {}, "did you mean classes"),
@@ -241,9 +405,11 @@ def test_mistakes_in_the_arguments(name, arguments, message):
 
 def test_names_are_listed():
     assert list_datasets() == (
+        "cars196",
         "cifar10",
         "cifar100",
         "digits",
+        "fashion_mnist",
         "imagenet2012",
         "oxford_flowers102",
         "synthetic",

@@ -14,9 +14,11 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
 from effnetv2_jax.data import randaugment
-from effnetv2_jax.data.randaugment import OPERATIONS, apply_operation, draw_layers, rand_augment
+from effnetv2_jax.data.randaugment import TABLES, apply_operation, draw_layers, rand_augment
 from effnetv2_jax.errors import InputError
 
+FORMS = list(TABLES)
+OPERATIONS = TABLES["paper"]
 NAMES = list(OPERATIONS)
 WITHOUT_LEVEL = ["AutoContrast", "Equalize", "Invert"]
 WITH_LEVEL = [name for name in NAMES if name not in WITHOUT_LEVEL]
@@ -286,6 +288,161 @@ def test_images_change_more_with_the_level(name):
     assert changes == sorted(changes) and changes[0] == 0 and changes[-1] > changes[1] > 0
 
 
+# -------------------------------------------------------------------- the released table
+
+# Magnitudes of the released stages: S ends at 10, M at 15, L and XL at 20.
+STAGES = (5.0, 20 / 3, 25 / 3, 10.0, 35 / 3, 15.0, 20.0)
+FACTOR_OF = dict(zip(STAGES, (1.0, 1.3, 1.6, 1.9, 2.2, 2.8, 3.7), strict=True))
+by_stage = pytest.mark.parametrize("level", STAGES, ids=lambda level: f"{level:.3f}")
+
+released = functools.partial(apply_operation, form="released")
+
+
+def at_stages(*values):
+    """Parametrizes with a level and the value that a hand calculation gives there."""
+    return pytest.mark.parametrize(("level", "value"), [*zip(STAGES, values, strict=True)])
+
+
+def test_every_table_has_the_same_names_in_the_same_order():
+    assert FORMS == ["paper", "released", "released_autoaugment"]
+    for form in FORMS:
+        assert list(TABLES[form]) == NAMES
+
+
+@at_stages(2, 2, 3, 4, 4, 6, 8)
+def test_released_posterize_keeps_more_bits_at_a_higher_level(level, value):
+    image = IMAGES["noise"]
+    ours = released("Posterize", image, level=level).numpy()
+    np.testing.assert_array_equal(ours, image // 2 ** (8 - value) * 2 ** (8 - value))
+    assert len(np.unique(ours)) == 2**value
+
+
+@pytest.mark.parametrize("level", [0.0, 2.0, 23.0, 25.0])
+def test_released_posterize_keeps_one_bit_outside_one_to_eight(level):
+    image = IMAGES["noise"]
+    bits = int(level / 10 * 4)
+
+    @tf.function
+    def shifted(pixels):
+        return tf.bitwise.left_shift(tf.bitwise.right_shift(pixels, 8 - bits), 8 - bits)
+
+    ours = released("Posterize", image, level=level).numpy()
+    np.testing.assert_array_equal(ours, shifted(tf.constant(image)))
+    assert set(np.unique(ours)) == {0, 128}
+
+
+@at_stages(128, 170, 213, 0, 42, 128, 0)
+def test_released_solarize_wraps_its_threshold_around(level, value):
+    image = IMAGES["noise"]
+    expected = np.where(image < value, image, 255 - image)
+    np.testing.assert_array_equal(released("Solarize", image, level=level), expected)
+
+
+@at_stages(55, 73, 91, 110, 128, 165, 220)
+def test_released_solarize_add(level, value):
+    wide = IMAGES["noise"].astype(int)
+    expected = np.where(wide < 128, np.minimum(wide + value, 255), wide)
+    np.testing.assert_array_equal(released("SolarizeAdd", IMAGES["noise"], level=level), expected)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@by_stage
+def test_released_brightness_has_no_sign(level, sign):
+    image = IMAGES["noise"]
+    exact = np.minimum(image * FACTOR_OF[level], 255)
+    ours = released("Brightness", image, level=level, sign=sign).numpy()
+    # Truncated, up to float32's rounding.
+    assert (exact - ours).min() > -1e-3 and (exact - ours).max() < 1 + 1e-3
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@pytest.mark.parametrize("name", ["Color", "Sharpness"])
+@by_stage
+def test_released_color_and_sharpness_have_no_sign(name, level, sign):
+    image = IMAGES["photo-like"]
+    pillow = getattr(ImageEnhance, name)(Image.fromarray(image)).enhance(FACTOR_OF[level])
+    np.testing.assert_array_equal(released(name, image, level=level, sign=sign), pillow)
+
+
+@pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
+def test_released_blends_are_the_identity_at_five(name):
+    for image in IMAGES.values():
+        np.testing.assert_array_equal(released(name, image, level=5.0), image)
+        assert (released(name, IMAGES["noise"], level=6.0).numpy() != IMAGES["noise"]).any()
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@by_stage
+@pytest.mark.parametrize(
+    ("shape", "grey"),
+    [
+        *(((171, 171), 114), ((214, 214), 178), ((192, 192), 144), ((256, 256), 255)),
+        *(((300, 300), 255), ((33, 47), 6)),
+    ],
+)
+def test_released_contrast_blends_with_a_grey_of_the_image_size(shape, grey, level, sign):
+    image = _noise(*shape)
+    exact = np.clip(grey + FACTOR_OF[level] * (image.astype(float) - grey), 0, 255)
+    ours = released("Contrast", image, level=level, sign=sign).numpy()
+    assert (exact - ours).min() > -1e-3 and (exact - ours).max() < 1 + 1e-3
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
+@pytest.mark.parametrize(
+    ("level", "degrees", "shear", "pixels"),
+    [
+        (5.0, 15, 0.15, 50),
+        (20 / 3, 20, 0.2, 200 / 3),
+        (25 / 3, 25, 0.25, 250 / 3),
+        (10.0, 30, 0.3, 100),
+        (35 / 3, 35, 0.35, 350 / 3),
+        (15.0, 45, 0.45, 150),
+        (20.0, 60, 0.6, 200),
+    ],
+)
+def test_released_geometry(name, level, degrees, shear, pixels, sign):
+    for height, width in ((171, 214), (300, 260)):  # Pixels are pixels at any size.
+        image = _noise(height, width)
+        matrix = {
+            "Rotate": _rotation(sign * degrees, height, width),
+            "ShearX": [1, sign * shear, 0, 0, 1, 0],
+            "ShearY": [1, 0, 0, sign * shear, 1, 0],
+            "TranslateX": [1, 0, -sign * pixels, 0, 1, 0],
+            "TranslateY": [1, 0, 0, 0, 1, -sign * pixels],
+        }[name]
+        expected, clear = _resample(image, matrix)
+        assert clear.mean() > 0.7
+        ours = released(name, image, level=level, sign=sign).numpy()
+        np.testing.assert_array_equal(ours[clear], expected[clear])
+
+
+@pytest.mark.parametrize("shape", [(171, 171), (300, 214)])
+@pytest.mark.parametrize("centre", [(0.0, 0.0), (0.5, 0.25), (0.999999, 0.4)])
+@at_stages(20, 26, 33, 40, 46, 60, 80)
+def test_released_cutout_pads_the_centre_by_whole_pixels(shape, centre, level, value):
+    image = _noise(*shape)
+    y, x = (int(c * s) for c, s in zip(centre, shape, strict=True))
+    expected = image.copy()
+    expected[max(y - value, 0) : y + value, max(x - value, 0) : x + value] = 128
+    ours = released("Cutout", image, level=level, centre=centre)
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_released_autoaugment_moves_and_cuts_farther():
+    farther = functools.partial(apply_operation, form="released_autoaugment")
+    image = _noise(300, 280)
+    for sign in (-1.0, 1.0):
+        for name in ("TranslateX", "TranslateY"):
+            expected = released(name, image, level=10.0, sign=sign)
+            np.testing.assert_array_equal(farther(name, image, level=4.0, sign=sign), expected)
+    expected = released("Cutout", image, level=10.0)
+    np.testing.assert_array_equal(farther("Cutout", image, level=4.0), expected)
+    for name in set(NAMES) - {"TranslateX", "TranslateY", "Cutout"}:
+        ours = farther(name, image, level=7.0, sign=-1.0)
+        np.testing.assert_array_equal(ours, released(name, image, level=7.0, sign=-1.0))
+
+
 # ------------------------------------------------------------------------------------- chance
 
 
@@ -334,7 +491,8 @@ def test_draws_are_pinned():
     assert draw.centre[0].numpy() == pytest.approx([0.99622321, 0.16038740])
 
 
-def test_rand_augment_is_the_drawn_operations_in_order():
+@pytest.mark.parametrize("form", FORMS)
+def test_rand_augment_is_the_drawn_operations_in_order(form):
     image = IMAGES["photo-like"]
     for index in range(40):
         seed = tf.constant([index, 11])
@@ -347,8 +505,9 @@ def test_rand_augment_is_the_drawn_operations_in_order():
                 level=8.333,
                 sign=float(draw.sign[layer]),
                 centre=draw.centre[layer],
+                form=form,
             )
-        ours = rand_augment(tf.constant(image), seed, magnitude=8.333)
+        ours = rand_augment(tf.constant(image), seed, magnitude=8.333, form=form)
         np.testing.assert_array_equal(ours, expected)
 
 
@@ -401,10 +560,11 @@ def test_only_the_drawn_operations_run(monkeypatch, graph):
 
 @pytest.mark.parametrize("level", [10.0, 1000.0])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 9), (9, 1), (2, 7), (8, 8), (33, 47)])
+@pytest.mark.parametrize("form", ["paper", "released"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_operation_keeps_shape_and_type(name, shape, level):
+def test_every_operation_keeps_shape_and_type(name, form, shape, level):
     image = _noise(*shape)
-    ours = apply_operation(name, image, level=level, sign=-1.0)
+    ours = apply_operation(name, image, level=level, sign=-1.0, form=form)
     assert ours.shape == image.shape and ours.dtype == tf.uint8
 
 
@@ -449,3 +609,10 @@ def test_bad_image(shape, dtype):
 def test_unknown_operation():
     with pytest.raises(InputError, match="did you mean Solarize"):
         apply_operation("Solarise", IMAGES["noise"], level=1.0)
+
+
+def test_unknown_form():
+    with pytest.raises(InputError, match="unknown RandAugment form 'release': did you mean"):
+        apply_operation("Solarize", IMAGES["noise"], level=1.0, form="release")
+    with pytest.raises(InputError, match="unknown RandAugment form 'official': choose one of"):
+        rand_augment(IMAGES["noise"], tf.constant([0, 0]), magnitude=1.0, form="official")
