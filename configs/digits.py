@@ -36,7 +36,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.progressive.dropout_rate = (0.1, 0.3)
     config.progressive.mixup_alpha = (0.0, 0.05)
     # A dozen epochs are too few to learn inverted and solarized digits, or half of the network.
-    config.augment.randaug_layers = 0
+    config.augment.policy = "none"
     config.progressive.randaug_magnitude = (0.0, 0.0)
     config.model.drop_path_rate = 0.0
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,27 @@ def read_checkpoint(path: Path, template: Any) -> Any:
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(path / "default", abstract)
     return flax.serialization.from_state_dict(template, tree)
+
+
+def read_parts(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Reads some entries of a checkpoint's state, as trees of NumPy arrays.
+
+    Unlike `read_checkpoint` it needs no template, and reads nothing else.
+
+    Raises:
+      ValueError: a checksum differs, or Orbax cannot read the files.
+      KeyError: there is no such entry.
+    """
+    verify_checksums(path)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(path / "default").item_metadata.tree
+        parts = {name: stored[name] for name in names}
+        arguments = ocp.args.PyTreeRestore(
+            item=jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), parts),
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), parts),
+            partial_restore=True,
+        )
+        return checkpointer.restore(path / "default", args=arguments)
 
 
 def _digest(path: Path) -> str:

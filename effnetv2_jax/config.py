@@ -28,6 +28,12 @@ def base_config() -> ConfigDict:
     config.seed = 0
     config.batch_size = 4096  # Global: over all devices of all hosts.
     config.num_epochs = 350.0
+    # Training is never shorter than this: small data sets are fine-tuned for 10,000 steps.
+    config.min_steps = 0
+
+    # initial_weights.load_initial_weights
+    config.init_from = config_dict.placeholder(str)  # A workdir of ours, or one checkpoint in it.
+    config.init_head = "auto"
 
     # models.efficientnet.create_model
     config.model = ConfigDict()
@@ -50,14 +56,21 @@ def base_config() -> ConfigDict:
     config.data.train_split = config_dict.placeholder(str)
     config.data.eval_split = config_dict.placeholder(str)
     config.data.eval_fraction = 0.1  # Of a folder without a split of its own.
+    config.data.minival_examples = 0  # Of the training split, held out to stop early by.
     config.data.shuffle_buffer = 16384
+    config.data.num_classes = config_dict.placeholder(int)  # Outputs, if more than classes.
+    config.on_corrupt = "raise"  # What an image that cannot be decoded does: or "skip".
 
     # data.pipeline.train_batches
     config.augment = ConfigDict()
+    config.augment.crop = "random"
     config.augment.crop_area = (0.05, 1.0)
     config.augment.crop_aspect_ratio = (0.75, 1.33)
+    config.augment.resize = "bilinear"
     config.augment.flip = True
+    config.augment.policy = "randaugment"
     config.augment.randaug_layers = 2
+    config.augment.noise_cutout = False
 
     # steps.normalize
     config.normalize = ConfigDict()
@@ -74,6 +87,7 @@ def base_config() -> ConfigDict:
     config.progressive.mixup_alpha = (0.0, 0.0)
     config.progressive.cutmix_alpha = (0.0, 0.0)
     config.progressive.size_multiple = 1
+    config.mixing = "per_example"  # mixing.mix
 
     # optimizers.make_optimizer
     config.optimizer = ConfigDict()
@@ -91,16 +105,23 @@ def base_config() -> ConfigDict:
     config.learning_rate.decay_rate = 0.97
     config.learning_rate.decay_epochs = 2.4
 
-    config.ema_decay = 0.9999
-    config.label_smoothing = 0.1
+    # losses.Loss
+    config.loss = ConfigDict()
+    config.loss.kind = "softmax"
+    config.loss.label_smoothing = 0.1
 
-    # evaluate.Evaluator and, of image_size, its call; but for the last two keys
+    config.ema_decay = 0.9999
+
+    # evaluate.Evaluator and, of image_size, its call; but for the last three keys
     config.eval = ConfigDict()
     config.eval.image_size = 384
     config.eval.crop = "released"
+    config.eval.resize = "bilinear"
     config.eval.batch_size = 1024
     config.eval.every_epochs = 10.0
     config.eval.at_stage_size = False  # Evaluate at the stage's image size as well.
+    # Training ends when the best evaluation is this old; 0 never. See train.selection_metric.
+    config.eval.patience_epochs = 0.0
 
     # checkpoint.Checkpoints, but for the first key
     config.checkpoint = ConfigDict()
@@ -115,6 +136,7 @@ def base_config() -> ConfigDict:
 # A resumed run may change these: they move no bit of the training.
 RESUMABLE_CHANGES = (
     "data.data_dir",
+    "on_corrupt",  # A run that met no such image yet is the same with either.
     "eval.every_epochs",
     "checkpoint.every_epochs",
     "checkpoint.keep",
@@ -127,24 +149,32 @@ def parse_argument(argument: str | None, **defaults: str) -> dict[str, str]:
     """Parses the part of `--config=FILE:ARGUMENT` behind the colon.
 
     Args:
-      argument: `key=value` pairs separated by commas, or None.
-      **defaults: the keys that the file takes, with their defaults.
+      argument: values separated by commas, or None. `key=value` names its key; a value alone
+        belongs to the first key that has none yet, so `b4,recipe=paper` is `variant=b4,...`.
+      **defaults: the keys that the file takes in order, with their defaults.
 
     Raises:
-      InputError: a key that the file does not take, or a part without `=`.
+      InputError: a key that the file does not take or is given twice, or too many values.
     """
-    values = dict(defaults)
+    given: dict[str, str] = {}
     for part in filter(None, (argument or "").split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            example = ",".join(f"{k}={v}" for k, v in defaults.items())
-            raise InputError(f"config argument {part!r} is not key=value: write {example}.")
         if not defaults:
             raise InputError(f"config argument {part!r}: this file takes none.")
+        key, equals, value = part.partition("=")
+        if not equals:
+            free = [name for name in defaults if name not in given]
+            if not free:
+                raise InputError(
+                    f"config argument {part!r} is one too many: the file takes "
+                    f"{','.join(f'{k}={v}' for k, v in defaults.items())}."
+                )
+            key, value = free[0], part
         if key not in defaults:
             raise unknown_name("config argument", key, defaults)
-        values[key] = value
-    return values
+        if key in given:
+            raise InputError(f"config argument {key!r} is given twice: give it once.")
+        given[key] = value
+    return {**defaults, **given}
 
 
 def to_plain(config: ConfigDict) -> dict[str, Any]:
@@ -165,6 +195,7 @@ class Plan:
       peak_learning_rate: for the whole global batch.
       eval_every_steps: evaluation also follows each stage.
       checkpoint_every_steps: a checkpoint also follows the last step.
+      patience_steps: training ends when the best evaluation is this old; 0: never.
       stages: of progressive learning.
     """
 
@@ -176,6 +207,7 @@ class Plan:
     peak_learning_rate: float
     eval_every_steps: int
     checkpoint_every_steps: int
+    patience_steps: int
     stages: tuple[Stage, ...]
 
     @property
@@ -209,14 +241,15 @@ def make_plan(
         _check_positive(config, key)
     for key in ("eval.batch_size", "eval.every_epochs", "checkpoint.every_epochs"):
         _check_positive(config, key)
-    if not 0.0 <= config.label_smoothing < 1.0:
+    if config.min_steps < 0 or config.eval.patience_epochs < 0:
         raise InputError(
-            f"label_smoothing is {config.label_smoothing}: it must be at least 0 and below 1."
+            f"min_steps {config.min_steps} and eval.patience_epochs "
+            f"{config.eval.patience_epochs} must be 0 or more."
         )
     if not 0.0 <= config.ema_decay < 1.0:
         raise InputError(f"ema_decay is {config.ema_decay}: it must be at least 0 and below 1.")
     steps_per_epoch = num_train_examples / config.batch_size
-    total_steps = int(config.num_epochs * steps_per_epoch)
+    total_steps = max(config.min_steps, int(config.num_epochs * steps_per_epoch))
     return Plan(
         num_train_examples=num_train_examples,
         num_eval_examples=num_eval_examples,
@@ -226,6 +259,7 @@ def make_plan(
         peak_learning_rate=config.learning_rate.per_256_images * config.batch_size / 256,
         eval_every_steps=max(1, round(config.eval.every_epochs * steps_per_epoch)),
         checkpoint_every_steps=max(1, round(config.checkpoint.every_epochs * steps_per_epoch)),
+        patience_steps=round(config.eval.patience_epochs * steps_per_epoch),
         stages=make_stages(total_steps, **config.progressive),
     )
 

@@ -7,54 +7,70 @@ from typing import Any
 
 import jax
 
-from effnetv2_jax.data.pipeline import check_eval_crop, eval_batches
+from effnetv2_jax.data.pipeline import check_evaluation, eval_batches
 from effnetv2_jax.data.sources import Source
+from effnetv2_jax.losses import Loss
 from effnetv2_jax.parallel import AXIS, parallel_eval_step, split_batch
 from effnetv2_jax.steps import make_eval_step
 
 
 class Evaluator:
-    """Evaluates sets of variables on a source; one compilation per image size.
+    """Evaluates sets of variables on held-out splits; one compilation per image size.
 
     Args:
       model: the network.
-      source: the held-out examples.
-      batch_size: global; rounded up to a multiple of the devices and down to what the source
-        can fill, since the tail is padded and masked anyway.
+      splits: name -> source.
+      loss: compares logits with labels.
+      batch_size: global; rounded up to a multiple of the devices and down to what the largest
+        split can fill, since the tail is padded and masked anyway.
       crop: the evaluation crop, see `data.preprocess.eval_crop`.
+      resize: see there.
       mean: of each colour channel, in grey levels.
       std: likewise.
+      on_corrupt: what an image that cannot be decoded does, see `data.pipeline.eval_batches`.
 
     Raises:
-      InputError: an unknown crop.
+      InputError: an unknown crop or resize.
     """
 
     def __init__(
         self,
         model: Any,
-        source: Source,
+        splits: Mapping[str, Source],
         *,
+        loss: Loss,
         batch_size: int,
         crop: str,
+        resize: str,
         mean: Sequence[float],
         std: Sequence[float],
+        on_corrupt: str = "raise",
     ):
-        check_eval_crop(crop)
+        check_evaluation(crop=crop, resize=resize)
         num_devices = jax.device_count()
-        per_device = -(-min(batch_size, source.num_examples) // num_devices)
-        self._batch_size = per_device * num_devices
-        self._source = source
-        self._num_classes = model.num_classes
-        self._crop = crop
-        self._step = parallel_eval_step(make_eval_step(model, mean=mean, std=std, axis_name=AXIS))
-        self._batches: dict[int, Any] = {}
+        most = max(source.num_examples for source in splits.values())
+        per_device = -(-min(batch_size, most) // num_devices)
+        self.splits = splits
+        self._batch_arguments = {
+            "batch_size": per_device * num_devices,
+            "num_classes": model.num_classes,
+            "crop": crop,
+            "resize": resize,
+            "on_corrupt": on_corrupt,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+        step = make_eval_step(model, mean=mean, std=std, loss=loss, axis_name=AXIS)
+        self._step = parallel_eval_step(step)
+        self._batches: dict[tuple[str, int], Any] = {}
 
     def __call__(
-        self, variables: Mapping[str, dict[str, Any]], image_size: int
+        self, split: str, variables: Mapping[str, dict[str, Any]], image_size: int
     ) -> dict[str, float]:
-        """Evaluates each set of variables in one pass over the data.
+        """Evaluates each set of variables in one pass over a split.
 
         Args:
+          split: its name.
           variables: name -> {'params', 'batch_stats'}, placed by `parallel.replicate`.
           image_size: side of the square images, pixels.
 
@@ -64,19 +80,16 @@ class Evaluator:
         Raises:
           RuntimeError: an example was lost or counted twice.
         """
-        if image_size not in self._batches:
-            self._batches[image_size] = eval_batches(
-                self._source,
-                batch_size=self._batch_size,
-                image_size=image_size,
-                num_classes=self._num_classes,
-                crop=self._crop,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+        source = self.splits[split]
+        key = (split, image_size)
+        if key not in self._batches:
+            self._batches[key] = eval_batches(
+                source, image_size=image_size, **self._batch_arguments
             )
+        batches = self._batches[key]
         totals: dict[str, dict[str, float]] = {name: {} for name in variables}
         pending: list[tuple[str, Any]] = []
-        for batch in self._batches[image_size]:
+        for batch in batches:
             split = split_batch(batch)
             launched = [(name, self._step(value, split)) for name, value in variables.items()]
             _add(totals, pending)
@@ -86,10 +99,8 @@ class Evaluator:
         results = {}
         for name, sums in totals.items():
             count = round(sums["count"])
-            if count != self._source.num_examples:
-                raise RuntimeError(
-                    f"evaluation counted {count} of {self._source.num_examples} examples"
-                )
+            if count != source.num_examples:
+                raise RuntimeError(f"evaluation counted {count} of {source.num_examples} examples")
             for metric in ("loss", "top1", "top5"):
                 results[f"{name}/{metric}"] = sums[metric] / count
             results[f"{name}/num_examples"] = float(count)

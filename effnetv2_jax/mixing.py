@@ -10,8 +10,18 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from effnetv2_jax.errors import unknown_name
 from effnetv2_jax.models.layers import batch_positions, example_keys
+
+FORMS = ("per_example", "released")
+
+
+def check_mixing(form: str) -> None:
+    """Raises `InputError` unless `form` is one of `FORMS`."""
+    if form not in FORMS:
+        raise unknown_name("mixing", form, FORMS)
 
 
 def mix(
@@ -21,6 +31,7 @@ def mix(
     *,
     mixup_alpha: jax.Array,
     cutmix_alpha: jax.Array,
+    form: str = "per_example",
     axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each example with its partner.
@@ -34,12 +45,18 @@ def mix(
       key: the step's key.
       mixup_alpha: both parameters of the Beta distribution, float32 scalar; 0 is off.
       cutmix_alpha: likewise.
+      form: `per_example`: under cutmix each label weighs what its own pixels do (Yun et al.
+        2019); `released`: all labels of a batch weigh the same, by the mean area over the
+        examples that cutmix takes, and the box has whole pixels around an integer centre
+        (measured on automl efficientnetv2/datasets.py, which averages over a host's half
+        batch; here it is the global one).
       axis_name: the replica axis.
 
     Returns:
       Mixed images and labels. Each example keeps at least half of its own label under mixup;
       under cutmix it keeps the share of its own pixels.
     """
+    check_mixing(form)
     num_examples = images.shape[0]
     positions = batch_positions(num_examples, axis_name)
     in_cutmix_half = (positions // 2) % 2 == 1
@@ -52,8 +69,14 @@ def mix(
     share = jax.vmap(jax.random.beta)(beta_keys, safe_alpha, safe_alpha)
 
     height, width = images.shape[1:3]
-    own_pixel = ~jax.vmap(lambda k, s: _box(k, s, height, width))(centre_keys, share)
+    box = _box if form == "per_example" else _released_box
+    own_pixel = ~jax.vmap(lambda k, s: box(k, s, height, width))(centre_keys, share)
     own_area = jnp.mean(own_pixel, axis=(1, 2), dtype=jnp.float32)
+    if form == "released":
+        area, count = jnp.sum(own_area * cutmix), jnp.sum(cutmix, dtype=jnp.float32)
+        if axis_name is not None:
+            area, count = lax.psum((area, count), axis_name)
+        own_area = jnp.broadcast_to(area / jnp.maximum(count, 1.0), own_area.shape)
 
     mixup_share = jnp.maximum(share, 1.0 - share)
     active = alpha > 0
@@ -84,4 +107,17 @@ def _box(key: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array
     row, column = jax.random.uniform(key, (2,)) * jnp.array([height, width], jnp.float32)
     rows = jnp.abs(jnp.arange(height) + 0.5 - row) < side * height / 2
     columns = jnp.abs(jnp.arange(width) + 0.5 - column) < side * width / 2
+    return rows[:, None] & columns[None, :]
+
+
+def _released_box(key: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array:
+    """As `_box`, in whole pixels: side int(sqrt(1 - share) * size), centre a whole pixel."""
+    size = jnp.array([height, width], jnp.float32)
+    side = jnp.floor(jnp.sqrt(1.0 - share) * size)
+    centre = jnp.floor(jax.random.uniform(key, (2,)) * size)
+    first = centre - side // 2
+    last = first + side
+    row, column = jnp.arange(height), jnp.arange(width)
+    rows = (row >= first[0]) & (row < last[0])
+    columns = (column >= first[1]) & (column < last[1])
     return rows[:, None] & columns[None, :]

@@ -1,8 +1,8 @@
 """The published ways to train, by name: `paper` and `released`, never mixed silently.
 
-`paper` is the text (Table 6, Algorithm 1, section 5.1), `released` the official code (automl
-efficientnetv2: effnetv2_configs.py, datasets.py, hparams.py, main.py). They differ in stages,
-strengths, cutmix and BatchNorm decay.
+`paper` is the text (Table 6, Algorithm 1, sections 5.1 to 5.3), `released` the official code
+(automl efficientnetv2: effnetv2_configs.py, datasets.py, hparams.py, main.py). Where the paper
+is silent, `paper` has the released value. docs/paper_vs_released.md lists every difference.
 """
 
 from __future__ import annotations
@@ -18,6 +18,14 @@ from effnetv2_jax.models.specs import get_spec
 
 RECIPES = ("paper", "released")
 
+# Training images that both hold out as minival: section 5.1 (about 2 %), and the first 20 of the
+# 1,024 training files (datasets.py), which hold 25,021. ImageNet-21k: files 16 to 19 there.
+MINIVAL = {"paper": 25_000, "released": 25_021}
+MINIVAL_21K = {"paper": 0, "released": 25_089}
+
+# The paper's 21,841 classes (section 5.2) are those of the data; datasets.py has 21,843 outputs.
+NUM_CLASSES_21K = {"paper": 21_841, "released": 21_843}
+
 
 @dataclasses.dataclass(frozen=True)
 class StageSettings:
@@ -31,6 +39,13 @@ class StageSettings:
     num_stages: int = 4
 
 
+def _fixed(image_size: int, dropout_rate: float, magnitude: float) -> StageSettings:
+    """One stage: no progressive learning."""
+    return StageSettings(
+        (image_size, image_size), (dropout_rate,) * 2, (magnitude,) * 2, num_stages=1
+    )
+
+
 # Table 6. The paper gives nothing for XL, which gets L's settings, as in the released code.
 _PAPER_L = StageSettings((128, 380), (0.1, 0.5), (5.0, 25.0), mixup_alpha=(0.0, 0.4))
 _PAPER = {
@@ -40,24 +55,9 @@ _PAPER = {
     "efficientnetv2-xl": _PAPER_L,
 }
 
-
-def _paper_base(variant: str) -> StageSettings:
-    """B0 to B3, which Table 11 trains without progressive learning and without further detail.
-
-    Sizes and dropout are the released ones; magnitude 10 is the best of Table 5 at 192 px.
-    """
-    spec = get_spec(variant)
-    size, rate = spec.train_size, spec.dropout_rate
-    return StageSettings((size, size), (rate, rate), (10.0, 10.0), num_stages=1)
-
-
 # effnetv2_configs.py: largest RandAugment magnitude, and the alpha that mixup and cutmix share.
-# B0 to B3 use AutoAugment in place of RandAugment.
+# B0 to B3 and V1 use AutoAugment in place of RandAugment.
 _RELEASED_STRENGTHS = {
-    "efficientnetv2-b0": (0.0, 0.0),
-    "efficientnetv2-b1": (0.0, 0.0),
-    "efficientnetv2-b2": (0.0, 0.0),
-    "efficientnetv2-b3": (0.0, 0.0),
     "efficientnetv2-s": (10.0, 0.0),
     "efficientnetv2-m": (15.0, 0.2),
     "efficientnetv2-l": (20.0, 0.5),
@@ -65,50 +65,118 @@ _RELEASED_STRENGTHS = {
 }
 
 
+def _is_v1(variant: str) -> bool:
+    return variant.startswith("efficientnet-")
+
+
 def stage_settings(variant: str, recipe: str) -> StageSettings:
     """Progressive learning of a variant on ImageNet-1k.
 
-    The paper's caption of Table 7 says that the ImageNet-21k models are trained with progressive
-    learning too, so `paper` uses the same settings there, with the 21,841 classes of section 5.2;
-    `released` trains 21k at a fixed 224 px without augmentation, see `stage_settings_21k`.
+    Args:
+      variant: one of `list_variants()`; V1 has no progressive learning here, see
+        `v1_stage_settings`.
+      recipe: `paper` or `released`.
     """
     spec = get_spec(variant)
-    if recipe == "paper":
-        return _PAPER[variant] if variant in _PAPER else _paper_base(variant)
-    if recipe == "released":
-        magnitude, alpha = _RELEASED_STRENGTHS[variant]
-        # hparams.py: 128 px and magnitude 5 to begin with. main.py computes a rising dropout
-        # rate and deletes it, so the rate is constant.
-        return StageSettings(
-            (128, spec.train_size),
-            (spec.dropout_rate, spec.dropout_rate),
-            (5.0, magnitude) if magnitude else (0.0, 0.0),
-            mixup_alpha=(0.0, alpha),
-            cutmix_alpha=(0.0, alpha),
-        )
-    raise unknown_name("recipe", recipe, RECIPES)
+    _check_recipe(recipe)
+    if recipe == "paper" and variant in _PAPER:
+        return _PAPER[variant]
+    if recipe == "paper" or _is_v1(variant):
+        # Table 11 trains B0 to B3 without progressive learning and without further detail: sizes
+        # and dropout are the released ones, and magnitude 10 is the best of Table 5 at 192 px.
+        return _fixed(spec.train_size, spec.dropout_rate, 10.0)
+    magnitude, alpha = _RELEASED_STRENGTHS.get(variant, (0.0, 0.0))
+    # hparams.py: 128 px and magnitude 5 to begin with. main.py computes a rising dropout rate
+    # and deletes it, so the rate is constant.
+    return StageSettings(
+        (128, spec.train_size),
+        (spec.dropout_rate, spec.dropout_rate),
+        (5.0, magnitude) if magnitude else (0.0, 0.0),
+        mixup_alpha=(0.0, alpha),
+        cutmix_alpha=(0.0, alpha),
+    )
 
 
 def stage_settings_21k(variant: str, recipe: str) -> StageSettings:
-    """Progressive learning of a variant on ImageNet-21k."""
+    """Progressive learning of a variant on ImageNet-21k.
+
+    The caption of Table 7 says that these models are trained with progressive learning too, so
+    `paper` has the settings of ImageNet-1k. `released` trains at 224 px in one stage, with a
+    dropout rate of 1e-6 that only keeps the layer (datasets.py).
+    """
+    _check_recipe(recipe)
     if recipe == "released":
-        # datasets.py: 224 px, no stages, crop and flip alone, dropout 1e-6 to keep the layer.
         get_spec(variant)
-        return StageSettings((224, 224), (0.0, 0.0), (0.0, 0.0), num_stages=1)
+        return _fixed(224, 0.0, 0.0)
     return stage_settings(variant, recipe)
 
 
-NUM_CLASSES_21K = {
-    "paper": 21_841,  # Section 5.2.
-    "released": 21_843,  # automl efficientnetv2/datasets.py.
-}
+def v1_stage_settings(variant: str, progressive: bool) -> StageSettings:
+    """EfficientNet V1 as the paper trains it again, for Tables 10 and 12.
+
+    The paper gives sizes and times only. Without progressive learning the size is that of
+    inference (B4 takes the 21 h of Table 7); with it, sizes end 20 % below (section 4). The
+    other ends are those of the V2 network that is nearest in size: S up to B4, M from B5.
+    """
+    spec = get_spec(variant)
+    like = _PAPER["efficientnetv2-s" if variant <= "efficientnet-b4" else "efficientnetv2-m"]
+    if not progressive:
+        return _fixed(spec.eval_size, spec.dropout_rate, like.randaug_magnitude[1])
+    return dataclasses.replace(
+        like, image_size=(128, spec.train_size), dropout_rate=(0.1, spec.dropout_rate)
+    )
 
 
-def _apply(config: ConfigDict, settings: StageSettings, recipe: str) -> None:
+# ------------------------------------------------------------------------- preprocessing paths
+
+
+def _v2_preprocessing(config: ConfigDict) -> None:
+    """preprocessing.py: any crop from 5 % of the area on, bilinear, (x - 128) / 128."""
+    config.augment.update(crop="random", crop_area=(0.05, 1.0), crop_aspect_ratio=(0.75, 1.33))
+    config.augment.resize = "bilinear"
+    config.eval.update(crop="released", resize="bilinear")
+    config.normalize.update(mean=(128.0,) * 3, std=(128.0,) * 3)
+
+
+def _legacy_preprocessing(config: ConfigDict) -> None:
+    """preprocess_legacy.py: EfficientNet V1's crops, TF1's bicubic, ImageNet's mean and std."""
+    config.augment.update(crop="legacy", crop_area=(0.08, 1.0), crop_aspect_ratio=(3 / 4, 4 / 3))
+    config.augment.resize = "bicubic"
+    config.eval.update(crop="legacy", resize="bicubic")
+    config.normalize.mean = (255 * 0.485, 255 * 0.456, 255 * 0.406)
+    config.normalize.std = (255 * 0.229, 255 * 0.224, 255 * 0.225)
+
+
+def _finetune_preprocessing(config: ConfigDict) -> None:
+    """preprocessing.py, `ft`: whole images squashed, a square of noise, (x / 255 - .5) / .5."""
+    config.augment.update(crop="squash", resize="bilinear", policy="none", noise_cutout=True)
+    config.eval.update(crop="squash", resize="bilinear")
+    config.normalize.update(mean=(127.5,) * 3, std=(127.5,) * 3)
+
+
+# ------------------------------------------------------------------------------------ the runs
+
+
+def _check_recipe(recipe: str) -> None:
+    if recipe not in RECIPES:
+        raise unknown_name("recipe", recipe, RECIPES)
+
+
+def _base(variant: str, recipe: str, settings: StageSettings) -> ConfigDict:
+    """What all runs of a recipe share."""
+    _check_recipe(recipe)
+    config = base_config()
+    config.model.variant = variant
+    config.eval.image_size = get_spec(variant).eval_size
     values: dict[str, Any] = dataclasses.asdict(settings)
     config.progressive.update({"form": recipe, **values})
+    if recipe == "released":
+        config.model.bn_decay = 0.9  # hparams.py; section 5.1 of the paper says 0.99.
+        config.augment.policy = "randaugment_released"
+        config.mixing = "released"
     if max(settings.randaug_magnitude) == 0:
-        config.augment.randaug_layers = 0
+        config.augment.policy = "none"
+    return config
 
 
 def imagenet1k(variant: str, recipe: str) -> ConfigDict:
@@ -119,18 +187,124 @@ def imagenet1k(variant: str, recipe: str) -> ConfigDict:
       recipe: `paper` or `released`.
 
     Raises:
-      InputError: an unknown name, or B0 to B3 by `released`, which needs AutoAugment.
+      InputError: an unknown name.
     """
-    settings = stage_settings(variant, recipe)
+    config = _base(variant, recipe, stage_settings(variant, recipe))
+    config.data.minival_examples = MINIVAL[recipe]
+    _v2_preprocessing(config)
     if recipe == "released" and variant.startswith("efficientnetv2-b"):
-        raise InputError(
-            f"recipe 'released' of {variant} needs AutoAugment, which this package does not "
-            "have yet: take recipe=paper."
-        )
-    config = base_config()
-    config.model.variant = variant
-    config.eval.image_size = get_spec(variant).eval_size
+        _legacy_preprocessing(config)  # effnetv2_configs.py: augname effnetv1_autoaug.
+        config.augment.policy = "autoaugment"
+    return config
+
+
+def imagenet21k(variant: str, recipe: str) -> ConfigDict:
+    """Pretraining on ImageNet-21k: 60 epochs (section 5.2: "60 or 30"), cosine.
+
+    The learning rate, which the paper does not give, is that of datasets.py.
+    """
+    config = _base(variant, recipe, stage_settings_21k(variant, recipe))
+    _v2_preprocessing(config)
+    config.num_epochs = 60.0
+    config.data.name = "imagenet21k"
+    config.data.minival_examples = MINIVAL_21K[recipe]
+    config.learning_rate.update(per_256_images=0.008, schedule="cosine", warmup_epochs=1.0)
+    config.loss.label_smoothing = 0.0
+    config.eval.every_epochs = 2.0
+    config.checkpoint.every_epochs = 0.25
     if recipe == "released":
-        config.model.bn_decay = 0.9  # hparams.py; section 5.1 of the paper says 0.99.
-    _apply(config, settings, recipe)
+        config.model.drop_path_rate = 0.0  # datasets.py: survival probability 1.
+        config.data.num_classes = NUM_CLASSES_21K[recipe]
+        config.eval.image_size = 224
+    return config
+
+
+def _finetuning(variant: str, recipe: str) -> ConfigDict:
+    """What fine-tuning on ImageNet-1k and transfer share: datasets.py, *Ft."""
+    spec = get_spec(variant)
+    # main.py: the evaluation size, floored to a multiple of 16.
+    settings = _fixed(spec.eval_size // 16 * 16, 0.0, 0.0)
+    config = _base(variant, recipe, settings)
+    _finetune_preprocessing(config)
+    config.init_from = ""  # Has to be named.
+    config.batch_size = 512
+    config.num_epochs = 15.0
+    config.min_steps = 10_000
+    config.ema_decay = 0.9996
+    config.learning_rate.update(per_256_images=0.0005, warmup_epochs=1.0)
+    config.learning_rate.schedule = "cosine" if recipe == "paper" else "constant"
+    config.eval.batch_size = 512
+    return config
+
+
+def finetune1k(variant: str, recipe: str) -> ConfigDict:
+    """Fine-tuning on ImageNet-1k after ImageNet-21k: 15 epochs (section 5.2).
+
+    The classifier's columns are picked out of the 21k classifier by name.
+    """
+    config = _finetuning(variant, recipe)
+    config.init_head = "pick"
+    config.data.minival_examples = MINIVAL[recipe]
+    config.eval.every_epochs = 1.0
+    config.checkpoint.every_epochs = 0.25
+    return config
+
+
+# Table 9: data set, and about 1,000 steps of 512 images in epochs.
+TRANSFER_DATA = {
+    "cifar10": ("cifar10", 10.0),
+    "cifar100": ("cifar100", 10.0),
+    "flowers": ("oxford_flowers102", 250.0),
+    "cars": ("cars196", 63.0),
+}
+
+
+def transfer(variant: str, data: str, recipe: str) -> ConfigDict:
+    """Transfer of an ImageNet network to a small data set in 10,000 steps (section 5.3).
+
+    Args:
+      variant: one of `list_variants()`.
+      data: a name of `TRANSFER_DATA`.
+      recipe: `paper` or `released`.
+    """
+    if data not in TRANSFER_DATA:
+        raise unknown_name("transfer data", data, TRANSFER_DATA)
+    config = _finetuning(variant, recipe)
+    config.init_head = "new"
+    config.data.name, every_epochs = TRANSFER_DATA[data]
+    config.eval.every_epochs = every_epochs
+    config.checkpoint.every_epochs = every_epochs
+    if recipe == "paper":
+        config.optimizer.weight_decay = 0.0
+    return config
+
+
+def v1_imagenet1k(variant: str, recipe: str, progressive: bool) -> ConfigDict:
+    """EfficientNet V1 on ImageNet-1k: the baseline of Tables 7, 10 and 12.
+
+    Args:
+      variant: `efficientnet-b0` to `efficientnet-b7`.
+      recipe: `paper`: the training of V2, as in Table 10; `released`: the official V1 config.
+      progressive: with or without progressive learning.
+
+    Raises:
+      InputError: `released` has no progressive learning for V1.
+    """
+    _check_recipe(recipe)
+    if not _is_v1(variant):
+        raise InputError(f"{variant} is no EfficientNet V1: choose efficientnet-b0 to -b7.")
+    if recipe == "released":
+        if progressive:
+            raise InputError(
+                "recipe 'released' trains EfficientNet V1 in one stage: use progressive=no or "
+                "recipe=paper."
+            )
+        spec = get_spec(variant)
+        config = _base(variant, recipe, _fixed(spec.train_size, spec.dropout_rate, 0.0))
+        _legacy_preprocessing(config)
+        config.augment.policy = "autoaugment"
+    else:
+        config = _base(variant, recipe, v1_stage_settings(variant, progressive))
+        _v2_preprocessing(config)
+    config.data.minival_examples = MINIVAL[recipe]
     return config

@@ -6,6 +6,7 @@ maps over; gradients, batch statistics and metrics are averaged along it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from effnetv2_jax.losses import smooth_labels, softmax_cross_entropy
+from effnetv2_jax.losses import Loss, multi_hot
 from effnetv2_jax.mixing import mix
 from effnetv2_jax.train_state import TrainState, update_ema
 
@@ -36,9 +37,9 @@ def make_train_step(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    label_smoothing: float,
+    loss: Loss,
     ema_decay: float,
-    use_mixing: bool,
+    mixing: str | None,
     window_steps: int,
     axis_name: str,
 ) -> TrainStep:
@@ -49,16 +50,17 @@ def make_train_step(
       optimizer: turns averaged gradients into updates.
       mean: of each colour channel, in grey levels.
       std: likewise.
-      label_smoothing: weight moved onto all classes.
+      loss: compares logits with labels.
       ema_decay: upper bound of the averages' decay.
-      use_mixing: whether any stage mixes; without it the step holds no mixing at all.
+      mixing: the form of `mixing.mix`, or None: the step holds no mixing at all.
       window_steps: metrics are summed over windows of this many steps.
       axis_name: the replica axis.
 
     Returns:
       A function of the state, this replica's batch (`image` uint8 [N, S, S, 3], `label` int32
-      [N]), the stage's `strengths` (`dropout_rate`, `mixup_alpha`, `cutmix_alpha` as float32
-      scalars) and the run's key. Its metrics are the window's sums and `nonfinite_step`.
+      [N] or, of several classes, [N, K] padded with -1), the stage's `strengths`
+      (`dropout_rate`, `mixup_alpha`, `cutmix_alpha` as float32 scalars) and the run's key. Its
+      metrics are the window's sums and `nonfinite_step`.
     """
 
     def train_step(
@@ -67,17 +69,17 @@ def make_train_step(
         step_key = jax.random.fold_in(key, state.step)
         mixing_key, dropout_key, drop_path_key = jax.random.split(step_key, 3)
         images = normalize(batch["image"], mean, std)
-        labels = jax.nn.one_hot(batch["label"], model.num_classes)
-        if use_mixing:
+        labels = loss.targets(multi_hot(batch["label"], model.num_classes))
+        if mixing is not None:
             images, labels = mix(
                 images,
                 labels,
                 mixing_key,
                 mixup_alpha=strengths["mixup_alpha"],
                 cutmix_alpha=strengths["cutmix_alpha"],
+                form=mixing,
                 axis_name=axis_name,
             )
-        targets = smooth_labels(labels, label_smoothing)
 
         def loss_function(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, updated = model.apply(
@@ -88,27 +90,31 @@ def make_train_step(
                 rngs={"dropout": dropout_key, "drop_path": drop_path_key},
                 mutable=["batch_stats"],
             )
-            loss = jnp.mean(softmax_cross_entropy(logits, targets))
-            return loss, (logits, updated["batch_stats"])
+            return jnp.mean(loss(logits, labels)), (logits, updated["batch_stats"])
 
         gradient = jax.value_and_grad(loss_function, has_aux=True)
-        (loss, (logits, batch_stats)), grads = gradient(state.params)
-        top1 = jnp.mean(jnp.argmax(logits, -1) == jnp.argmax(labels, -1), dtype=jnp.float32)
+        (mean_loss, (logits, batch_stats)), grads = gradient(state.params)
+        # Right is a class of the largest weight: one of several equal ones, or the larger of two
+        # mixed ones.
+        best = jnp.take_along_axis(labels, jnp.argmax(logits, -1)[:, None], axis=-1)[:, 0]
+        top1 = jnp.mean(best == jnp.max(labels, -1), dtype=jnp.float32)
         # Replica groups of BatchNorm see different batches: average their running statistics.
-        grads, batch_stats, loss, top1 = lax.pmean((grads, batch_stats, loss, top1), axis_name)
+        grads, batch_stats, mean_loss, top1 = lax.pmean(
+            (grads, batch_stats, mean_loss, top1), axis_name
+        )
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         grad_norm = optax.tree.norm(grads)
 
-        new = {"loss": loss, "top1": top1, "grad_norm": grad_norm, "steps": jnp.float32(1)}
+        new = {"loss": mean_loss, "top1": top1, "grad_norm": grad_norm, "steps": jnp.float32(1)}
         opens_window = state.step % window_steps == 0
         window = {
             name: jnp.where(opens_window, 0.0, state.window[name]) + value
             for name, value in new.items()
         }
-        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        is_finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
         nonfinite_step = jnp.where(
             (state.nonfinite_step < 0) & ~is_finite, state.step, state.nonfinite_step
         )
@@ -128,23 +134,25 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: Any, *, mean: Sequence[float], std: Sequence[float], axis_name: str
+    model: Any, *, mean: Sequence[float], std: Sequence[float], loss: Loss, axis_name: str
 ) -> EvalStep:
     """Builds `eval_step(variables, batch) -> sums` over all replicas.
 
     The batch carries `mask` [N], 1 for an example and 0 for padding. The sums are `loss`
-    (cross entropy without smoothing), `top1`, `top5` and `count`.
+    (without smoothing), `top1`, `top5` and `count`. An example of several classes is hit by
+    any of them.
     """
+    unsmoothed = dataclasses.replace(loss, label_smoothing=0.0)
 
     def eval_step(variables: dict[str, Any], batch: Batch) -> Metrics:
         logits = model.apply(variables, normalize(batch["image"], mean, std), train=False)
         labels, mask = batch["label"], batch["mask"]
-        loss = softmax_cross_entropy(logits, jax.nn.one_hot(labels, model.num_classes))
+        losses = unsmoothed(logits, unsmoothed.targets(multi_hot(labels, model.num_classes)))
         _, best = lax.top_k(logits, min(5, model.num_classes))
-        hits = best == labels[:, None]
+        hits = jnp.any(best[:, :, None] == labels.reshape(len(labels), 1, -1), axis=-1)
         sums = {
             # A where, not a product: padding must not turn a NaN or infinity into the sum.
-            "loss": jnp.sum(jnp.where(mask > 0, loss, 0.0)),
+            "loss": jnp.sum(jnp.where(mask > 0, losses, 0.0)),
             "top1": jnp.sum(hits[:, 0] * mask),
             "top5": jnp.sum(jnp.any(hits, axis=-1) * mask),
             "count": jnp.sum(mask),

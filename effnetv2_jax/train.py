@@ -7,10 +7,12 @@ next steps train. A run resumes by itself from its workdir, bit for bit.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from effnetv2_jax.data.datasets import Dataset, load_dataset
 from effnetv2_jax.data.pipeline import check_augmentation, train_batches
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.evaluate import Evaluator
+from effnetv2_jax.initial_weights import InitialWeights, load_initial_weights
+from effnetv2_jax.losses import Loss
+from effnetv2_jax.mixing import check_mixing
 from effnetv2_jax.models.efficientnet import create_model
 from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
 from effnetv2_jax.parallel import (
@@ -62,13 +67,42 @@ class Interrupted(Exception):
         self.step = step
 
 
+class BestEvaluation:
+    """The best evaluation so far by one metric, and whether it is too old to go on.
+
+    Args:
+      metric: the larger the better.
+      patience_steps: it is too old when it is this far behind the last one; 0: never.
+    """
+
+    def __init__(self, metric: str, patience_steps: int):
+        self.metric = metric
+        self.step = 0
+        self.value = -math.inf
+        self._patience_steps = patience_steps
+        self._last_step = 0
+
+    def add(self, step: int, results: Mapping[str, float]) -> bool:
+        """Takes an evaluation in; returns whether it is the best."""
+        self._last_step = step
+        if results[self.metric] <= self.value:
+            return False
+        self.value, self.step = results[self.metric], step
+        return True
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether training should end."""
+        return 0 < self._patience_steps <= self._last_step - self.step
+
+
 def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, float]:
     """Trains to the end, or goes on where an earlier call in the same workdir stopped.
 
     Args:
       config: as `config.base_config()` has it.
-      workdir: gets checkpoints, `config.json`, `plan.json`, `metrics.jsonl`, TensorBoard events
-        and `progress.png`.
+      workdir: gets checkpoints, `config.json`, `plan.json`, `classes.json`, `metrics.jsonl`,
+        TensorBoard events and `progress.png`.
 
     Returns:
       The last evaluation: `eval/*` of the weights and `eval_ema/*` of their moving average.
@@ -78,8 +112,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
       TrainingDiverged: the last good checkpoint stays.
       Interrupted: SIGTERM or SIGINT; a checkpoint of the last step is there.
     """
+    if config.init_from == "":
+        raise InputError(
+            "init_from is empty: this configuration starts from trained weights, so name the "
+            "workdir of their run, as --config.init_from=runs/l_21k."
+        )
     check_batch_size(config.batch_size, jax.device_count())
     check_augmentation(**config.augment)
+    check_mixing(config.mixing)
+    loss = Loss(**config.loss)
     dataset = load_dataset(**config.data)
     plan = make_plan(
         config,
@@ -98,12 +139,35 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         **schedule_arguments,
     )
     optimizer = make_optimizer(schedule, **config.optimizer)
-    eval_arguments = {k: config.eval[k] for k in ("batch_size", "crop")}
-    evaluator = Evaluator(model, dataset.eval, **eval_arguments, **config.normalize)
-
-    path = open_workdir(workdir, config, plan)
+    splits = {"eval": dataset.eval}
+    if dataset.minival is not None:
+        splits["minival"] = dataset.minival
+    evaluator = Evaluator(
+        model,
+        splits,
+        loss=loss,
+        on_corrupt=config.on_corrupt,
+        **{name: config.eval[name] for name in ("batch_size", "crop", "resize")},
+        **config.normalize,
+    )
+    path = Path(workdir).absolute()
     checkpoints = Checkpoints(path / "checkpoints", keep=config.checkpoint.keep)
     best = Checkpoints(path / "best", keep=1)
+    key = jax.random.PRNGKey(config.seed)
+    new_state = functools.partial(
+        create_train_state, model, optimizer, image_size=plan.stages[0].image_size
+    )
+    template = jax.eval_shape(new_state, key)
+    initial: InitialWeights | None = None
+    if config.init_from is not None and not checkpoints.steps():
+        initial = load_initial_weights(
+            config.init_from,
+            {"params": template.params, "batch_stats": template.batch_stats},
+            init_head=config.init_head,
+            class_names=dataset.class_names,
+        )
+
+    open_workdir(path, config, plan, dataset.class_names)
     keep_compilations(path / "compilation_cache")
     logging.info(
         "%s on %s: %d training and %d held-out examples, %d classes; %d device(s), %d process(es)",
@@ -117,11 +181,22 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
     )
     logging.info("Stages of progressive learning:\n%s", format_stages(plan.stages))
 
-    key = jax.random.PRNGKey(config.seed)
-    state, step = _initial_state(model, optimizer, key, plan, checkpoints)
+    log_parameters(template.params)
+    state = checkpoints.restore_newest(template)
+    if state is None:
+        state = _first_state(new_state, key, initial)
+    else:
+        logging.info("Resuming from the checkpoint of step %d.", int(state.step))
+    step = int(state.step)
     history = rewind_metrics(path, step)
-    if step >= plan.total_steps:
-        logging.info("The run in %s is complete: all %d steps are done.", path, step)
+    # The paper stops early by minival (section 5.1); without one, the evaluation split decides.
+    selection = "minival_ema/top1" if dataset.minival is not None else "eval_ema/top1"
+    best_evaluation = BestEvaluation(selection, plan.patience_steps)
+    for row in history:
+        if selection in row:
+            best_evaluation.add(row["step"], row)
+    if step >= plan.total_steps or best_evaluation.is_stale:
+        logging.info("The run in %s is complete: %d steps are done.", path, step)
         return _last_evaluation(history)
 
     train_step = parallel_train_step(
@@ -129,9 +204,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             model,
             optimizer,
             **config.normalize,
-            label_smoothing=config.label_smoothing,
+            loss=loss,
             ema_decay=config.ema_decay,
-            use_mixing=plan.use_mixing,
+            mixing=config.mixing if plan.use_mixing else None,
             window_steps=config.log_every_steps,
             axis_name=AXIS,
         )
@@ -140,7 +215,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
     writer = MetricsWriter(path)
     progress = Progress(plan, config.batch_size, step)
     profile = make_profiler(path, config.profile_steps)
-    best_top1 = max((row.get("eval_ema/top1", -1.0) for row in history), default=-1.0)
     compiled_sizes: set[int] = set()
     stage: Stage | None = None
     previous: Any = None
@@ -172,7 +246,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         for closing in (checkpoints.close, best.close, writer.close):
             cleanup.callback(closing)
         batches = staged_batches(config, plan, dataset, step)
-        while step < plan.total_steps:
+        while step < plan.total_steps and not best_evaluation.is_stale:
             waiting_since = time.monotonic()
             next_stage, batch = next(batches)
             progress.waited_for_input(time.monotonic() - waiting_since)
@@ -223,21 +297,25 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             if evaluates:
                 results = evaluate_state(evaluator, state, config, stage)
                 writer.write(step, results)
-                if results["eval_ema/top1"] > best_top1:
-                    best_top1 = results["eval_ema/top1"]
+                if best_evaluation.add(step, results):
                     best.save(state)
                     # The best must be safe before a newer checkpoint makes it history.
                     best.wait()
-                if ends_stage and jax.process_index() == 0:
+                is_last = is_last or best_evaluation.is_stale
+                if (ends_stage or is_last) and jax.process_index() == 0:
                     plot_progress(path)
-            if saves:
+            if saves or is_last:
                 checkpoints.save(state)
             progress.paused(time.monotonic() - paused_at)
             if stop.signum is not None and not is_last:
                 checkpoints.wait()
                 logging.info("Signal %d: saved step %d, stopping.", stop.signum, step)
                 raise Interrupted(stop.signum, step)
-    logging.info("The run in %s is complete: all %d steps are done.", path, step)
+    if step < plan.total_steps:
+        logging.info(
+            "No gain in %s since step %d: training ends early.", selection, best_evaluation.step
+        )
+    logging.info("The run in %s is complete: %d steps are done.", path, step)
     return results
 
 
@@ -258,6 +336,7 @@ def staged_batches(
             randaug_magnitude=stage.randaug_magnitude,
             num_classes=dataset.num_classes,
             **config.augment,
+            on_corrupt=config.on_corrupt,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -268,7 +347,7 @@ def staged_batches(
 def evaluate_state(
     evaluator: Evaluator, state: TrainState, config: ConfigDict, stage: Stage
 ) -> dict[str, float]:
-    """Evaluates the weights and their average at the evaluation size.
+    """Evaluates the weights and their average at the evaluation size, on every split.
 
     With `config.eval.at_stage_size` the stage's size follows as `eval_stage/*`: on tiny images
     a network trained at 32 px is near chance at 48.
@@ -276,13 +355,21 @@ def evaluate_state(
     started_at = time.monotonic()
     raw = {"params": state.params, "batch_stats": state.batch_stats}
     ema = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
-    results = evaluator({"eval": raw, "eval_ema": ema}, config.eval.image_size)
+    results: dict[str, float] = {}
+    for split in evaluator.splits:
+        variables = {split: raw, f"{split}_ema": ema}
+        results.update(evaluator(split, variables, config.eval.image_size))
     if config.eval.at_stage_size:
         if stage.image_size == config.eval.image_size:
-            same = {name.replace("eval", "eval_stage", 1): v for name, v in results.items()}
+            same = {
+                name.replace("eval", "eval_stage", 1): value
+                for name, value in results.items()
+                if name.startswith("eval")
+            }
             results.update(same)
         else:
-            results.update(evaluator({"eval_stage": raw, "eval_stage_ema": ema}, stage.image_size))
+            variables = {"eval_stage": raw, "eval_stage_ema": ema}
+            results.update(evaluator("eval", variables, stage.image_size))
     logging.info(
         "[step %d] top1 %.2f %%, of the average %.2f %% (%d px, all %d examples)%s",
         int(state.step),
@@ -329,24 +416,21 @@ def _check_sizes(config: ConfigDict, plan: Plan, total_stride: int) -> None:
         )
 
 
-def _initial_state(
-    model: Any, optimizer: Any, key: jax.Array, plan: Plan, checkpoints: Checkpoints
-) -> tuple[TrainState, int]:
-    """The newest checkpoint, or the state before the first step, and its step."""
-
-    def create(key: jax.Array) -> TrainState:
-        return create_train_state(model, optimizer, key, plan.stages[0].image_size)
-
-    template = jax.eval_shape(create, key)
-    log_parameters(template.params)
-    state = checkpoints.restore_newest(template)
-    if state is not None:
-        step = int(state.step)
-        logging.info("Resuming from the checkpoint of step %d.", step)
-        return state, step
+def _first_state(
+    new_state: Callable[[jax.Array], TrainState], key: jax.Array, initial: InitialWeights | None
+) -> TrainState:
+    """The state before the first step, with another run's weights in it if there are some."""
     # One generator for each kernel: on CPU, optimising that code takes longer than running it.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return to_host(jax.jit(create, compiler_options=options)(key)), 0
+    state = to_host(jax.jit(new_state, compiler_options=options)(key))
+    if initial is None:
+        return state
+    variables = initial.apply({"params": state.params, "batch_stats": state.batch_stats})
+    return state.replace(
+        **variables,
+        ema_params=variables["params"],
+        ema_batch_stats=variables["batch_stats"],
+    )
 
 
 def _last_evaluation(history: list[dict[str, Any]]) -> dict[str, float]:

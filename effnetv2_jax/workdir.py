@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,19 @@ from effnetv2_jax.parallel import wait_for_all_processes
 
 CONFIG = "config.json"
 PLAN = "plan.json"
+CLASSES = "classes.json"
 
 
-def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, plan: Plan) -> Path:
+def open_workdir(
+    workdir: str | os.PathLike[str],
+    config: ConfigDict,
+    plan: Plan,
+    class_names: Sequence[str] | None,
+) -> Path:
     """Creates a run's directory, or checks that the one there is of this run.
 
-    Writes `config.json` and `plan.json`. A directory that is refused is left as it was.
+    Writes `config.json`, `plan.json` and, where class names are known, `classes.json`. A
+    directory that is refused is left as it was.
 
     Raises:
       InputError: the directory holds another run, or files and no run.
@@ -34,11 +42,21 @@ def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, plan: Plan
         try:
             path.mkdir(parents=True, exist_ok=True)
             _write_json(path / PLAN, new_plan)
+            if class_names is not None:
+                _write_json(path / CLASSES, list(class_names))
             _write_json(path / CONFIG, new_config)
         except OSError as error:
             raise InputError(f"workdir {path} cannot be written: {error.strerror}.") from error
     wait_for_all_processes("workdir")
     return path
+
+
+def read_class_names(workdir: Path) -> list[str] | None:
+    """The names of a run's classes in the order of its outputs, or None if it knew none."""
+    path = workdir / CLASSES
+    if not path.is_file():
+        return None
+    return list(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _check(path: Path, config: dict[str, Any], plan: dict[str, Any]) -> None:

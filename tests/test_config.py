@@ -22,6 +22,7 @@ from effnetv2_jax.data.datasets import load_dataset
 from effnetv2_jax.data.pipeline import train_batches
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.evaluate import Evaluator
+from effnetv2_jax.losses import Loss
 from effnetv2_jax.models.efficientnet import EfficientNet, create_model
 from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
 from effnetv2_jax.progressive import make_stages
@@ -56,7 +57,7 @@ def test_a_typo_raises():
         config.batchsize = 1
     with pytest.raises(KeyError, match="modle"):
         config["modle"] = {}
-    assert len(SECTIONS) == 9
+    assert len(SECTIONS) == 10
     for section in SECTIONS:
         with pytest.raises(AttributeError, match="no_such_key"):
             config[section].no_such_key = 1
@@ -102,7 +103,7 @@ def test_augment_section_is_what_train_batches_takes():
     by_caller = {
         *("seed", "batch_size", "first_step", "last_step", "num_classes"),
         *("image_size", "randaug_magnitude"),  # Of the stage.
-        *("process_index", "process_count"),
+        *("process_index", "process_count", "on_corrupt"),
     }
     assert by_caller < keyword_only(train_batches)
     assert set(base_config().augment) == keyword_only(train_batches) - by_caller
@@ -128,10 +129,13 @@ def test_learning_rate_section_is_what_the_schedule_takes():
 
 
 def test_eval_section_is_what_the_evaluator_takes():
-    taken = keyword_only(Evaluator) - set(base_config().normalize)
-    called_with = set(inspect.signature(Evaluator.__call__).parameters) - {"self", "variables"}
-    exceptions = {"every_epochs", "at_stage_size"}
-    assert set(base_config().eval) == taken | called_with | exceptions
+    taken = keyword_only(Evaluator) - set(base_config().normalize) - {"loss", "on_corrupt"}
+    exceptions = {"every_epochs", "at_stage_size", "patience_epochs"}
+    assert set(base_config().eval) == taken | {"image_size"} | exceptions
+
+
+def test_loss_section_is_what_the_loss_takes():
+    assert set(base_config().loss) == {field.name for field in dataclasses.fields(Loss)}
 
 
 def test_checkpoint_section_is_what_checkpoints_takes():
@@ -146,7 +150,7 @@ def test_every_other_key_is_read_somewhere():
     sources = [text.replace(inspect.getsource(base_config), "") for text in sources]
     one_by_one = {key for key in KEYS if "." not in key} | {
         *("learning_rate.per_256_images", "checkpoint.keep", "checkpoint.every_epochs"),
-        *("eval.image_size", "eval.every_epochs", "eval.at_stage_size"),
+        *("eval.image_size", "eval.every_epochs", "eval.at_stage_size", "eval.patience_epochs"),
     }
     unread = {key for key in one_by_one if not any(f"config.{key}" in text for text in sources)}
     assert not unread
@@ -199,7 +203,6 @@ def test_periods_are_a_step_at_least():
         *[(key, 0) for key in ("batch_size", "log_every_steps", "eval.image_size")],
         *[(key, -1) for key in ("batch_size", "eval.batch_size")],
         *[(key, 0.0) for key in ("num_epochs", "eval.every_epochs", "checkpoint.every_epochs")],
-        *[("label_smoothing", value) for value in (-0.1, 1.0, float("nan"))],
         *[("ema_decay", value) for value in (-0.1, 1.0, float("nan"))],
     ],
 )
@@ -211,6 +214,21 @@ def test_values_that_no_run_can_have(key, value):
 def test_a_run_without_steps_is_refused():
     with pytest.raises(InputError, match="0 training steps cannot be cut into 4 stages"):
         plan_of(num_epochs=0.001)
+
+
+def test_training_is_as_long_as_min_steps_at_least():
+    assert plan_of(min_steps=10_000).total_steps == 107_336
+    plan = plan_of(num_epochs=15.0, min_steps=10_000)
+    assert plan.total_steps == plan.stages[-1].last_step == 10_000
+    assert plan_of(num_epochs=15.0).total_steps == 4600
+    for key in ("min_steps", "eval.patience_epochs"):
+        with pytest.raises(InputError, match=f"{key} -1.*must be 0 or more"):
+            plan_of(**{key: -1})
+
+
+def test_patience_in_steps():
+    assert plan_of().patience_steps == 0
+    assert plan_of(**{"eval.patience_epochs": 10.0}).patience_steps == 3067
 
 
 def test_use_mixing():
@@ -239,9 +257,21 @@ def test_parse_argument():
     assert parse_argument("variant=", variant="s") == {"variant": ""}
 
 
+def test_a_value_alone_belongs_to_the_first_free_key():
+    assert parse_argument("b4", variant="b0", recipe="paper") == {
+        "variant": "b4",
+        "recipe": "paper",
+    }
+    assert parse_argument("50,380", depth="1", size="2") == {"depth": "50", "size": "380"}
+    given = parse_argument("variant=b1,released", variant="b0", recipe="paper")
+    assert given == {"variant": "b1", "recipe": "released"}
+
+
 def test_parse_argument_errors():
-    with pytest.raises(InputError, match=r"'released' is not key=value: write a=s,recipe=p\."):
-        parse_argument("released", a="s", recipe="p")
+    with pytest.raises(InputError, match=r"'x' is one too many: the file takes a=s,recipe=p\."):
+        parse_argument("q,released,x", a="s", recipe="p")
+    with pytest.raises(InputError, match="'a' is given twice"):
+        parse_argument("q,a=s", a="s", recipe="p")
     with pytest.raises(InputError, match="unknown config argument 'recpe': did you mean recipe"):
         parse_argument("recpe=paper", variant="s", recipe="paper")
     with pytest.raises(InputError, match="config argument 'x=1': this file takes none"):

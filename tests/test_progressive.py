@@ -120,7 +120,8 @@ def test_nothing_falls_from_stage_to_stage(variant, recipe):
 def test_the_first_stage_is_at_the_minimum_in_the_paper_only():
     assert stages_of("efficientnetv2-s", "paper")[0].image_size == 128
     for variant in list_variants():
-        assert stages_of(variant, "released")[0].image_size > 128
+        if variant.startswith("efficientnetv2"):
+            assert stages_of(variant, "released")[0].image_size > 128
 
 
 @pytest.mark.parametrize("form", RECIPES)

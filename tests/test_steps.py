@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.losses import Loss
 from effnetv2_jax.models.efficientnet import EfficientNet
 from effnetv2_jax.models.specs import BlockRow, Spec
 from effnetv2_jax.parallel import (
@@ -52,9 +53,9 @@ def initial_state():
 
 def train_step(model, **overrides):
     arguments = {
-        "label_smoothing": 0.1,
+        "loss": Loss("softmax", 0.1),
         "ema_decay": 0.9999,
-        "use_mixing": True,
+        "mixing": "per_example",
         "window_steps": 10,
         "axis_name": AXIS,
         **overrides,
@@ -126,7 +127,7 @@ def test_statistics_of_replica_groups_are_those_of_their_examples():
     contrast = np.repeat([0.1, 0.4, 0.7, 1.0], 4)[:, None, None, None]
     batch["image"] = (batch["image"] * contrast).astype(np.uint8)
     model = tiny_model(bn_group_size=2)
-    state, _ = run_on(8, model, batch, use_mixing=False)
+    state, _ = run_on(8, model, batch, mixing=None)
     images = (batch["image"].astype(np.float32) - 128) / 128
     kernel = initial_state().params["stem_conv"]["kernel"]
     stem = jax.lax.conv_general_dilated(
@@ -212,33 +213,67 @@ def test_the_key_and_the_step_decide_the_draws():
     assert loss(1, 0) != loss(1, 10)
 
 
-def test_padding_does_not_count_in_evaluation():
+def run_eval(batch, loss):
+    """Sums of one evaluation step, and the logits of the same network."""
     model = tiny_model()
     step = jax.pmap(
-        make_eval_step(model, **NORMALIZE, axis_name=AXIS),
+        make_eval_step(model, **NORMALIZE, loss=loss, axis_name=AXIS),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=None,
     )
     state = initial_state()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
+    sums = jax.device_get(step(variables, split_batch(batch)))
+    images = (batch["image"].astype(np.float32) - 128) / 128
+    return sums, np.asarray(model.clone(axis_name=None).apply(variables, images))
+
+
+def numpy_log_softmax(logits):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def test_padding_does_not_count_in_evaluation():
     batch = batch_of(16)
     batch["mask"] = (np.arange(16) < 11).astype(np.float32)
-    sums = jax.device_get(step(variables, split_batch(batch)))
-
-    logits = np.asarray(
-        model.clone(axis_name=None).apply(
-            variables, (batch["image"][:11].astype(np.float32) - 128) / 128
-        )
-    )
-    labels = batch["label"][:11]
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    sums, logits = run_eval(batch, Loss("softmax", 0.1))
+    logits, labels = logits[:11], batch["label"][:11]
     assert float(sums["count"]) == 11
     assert float(sums["top1"]) == np.sum(logits.argmax(1) == labels)
     assert float(sums["top5"]) == 11  # Five classes.
-    expected = -log_probabilities[np.arange(11), labels].sum()
+    # Without smoothing.
+    expected = -numpy_log_softmax(logits)[np.arange(11), labels].sum()
     assert float(sums["loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_any_of_several_labels_is_a_hit():
+    batch = batch_of(16)
+    batch["mask"] = np.ones(16, np.float32)
+    rng = np.random.default_rng(5)
+    batch["label"] = np.stack([rng.permutation(NUM_CLASSES)[:3] for _ in range(16)])
+    batch["label"] = batch["label"].astype(np.int32)
+    batch["label"][::2, 1:] = -1  # Every other example has one label.
+    sums, logits = run_eval(batch, Loss("softmax"))
+    best = logits.argmax(1)
+    hits = [best[i] in row[row >= 0] for i, row in enumerate(batch["label"])]
+    assert 0 < sum(hits) < 16
+    assert float(sums["top1"]) == sum(hits)
+    log_probabilities = numpy_log_softmax(logits)
+    losses = [-log_probabilities[i, row[row >= 0]].mean() for i, row in enumerate(batch["label"])]
+    assert float(sums["loss"]) == pytest.approx(sum(losses), rel=1e-4)
+
+
+def test_a_step_with_several_labels_equals_one_with_equal_ones():
+    """[n] and [n, 2] padded with -1 are the same labels; another label moves the gradient."""
+    batch = batch_of(16)
+    single, _ = run_on(1, tiny_model(), batch, mixing=None)
+    padded = batch | {"label": np.stack([batch["label"], np.full(16, -1, np.int32)], 1)}
+    same, _ = run_on(1, tiny_model(), padded, mixing=None)
+    assert relative_difference(same.params, single.params) < 1e-5
+    padded["label"][3, 1] = (padded["label"][3, 0] + 1) % NUM_CLASSES
+    other, _ = run_on(1, tiny_model(), padded, mixing=None)
+    assert relative_difference(other.params, single.params) > 1e-3
 
 
 def test_batch_size_that_the_devices_do_not_divide():

@@ -81,7 +81,7 @@ _OPERATIONS = {"fused": FusedMBConv, "mbconv": MBConv}
 
 
 class EfficientNet(nn.Module):
-    """An EfficientNetV2; build it with `create_model`.
+    """An EfficientNetV2 or EfficientNet V1; build it with `create_model`.
 
     Attributes:
       spec: the architecture table, coefficients included.
@@ -193,7 +193,7 @@ class EfficientNet(nn.Module):
                 num_reductions += 1
                 endpoints[f"reduction_{num_reductions}"] = x
 
-        head_filters = specs.scale_filters(self.spec.head_filters, self.spec.width)
+        head_filters = self.spec.scaled(self.spec.head_filters)
         x = conv(head_filters, name="head_conv")(x)
         x = nn.silu(norm(name="head_bn")(x))
         endpoints["features"] = x

@@ -1,8 +1,11 @@
 """Every variant of the network as a table of block rows.
 
-The rows are the released ones (automl efficientnetv2/effnetv2_configs.py); S agrees with
-Table 4 of the paper, the others are printed nowhere else. B1 to B3 scale B0's rows by a width
-and a depth coefficient; S to XL are written out and have both coefficients at 1.
+The rows of EfficientNetV2 are the released ones (automl efficientnetv2/effnetv2_configs.py); S
+agrees with Table 4 of the paper, the others are printed nowhere else. B1 to B3 scale B0's rows
+by a width and a depth coefficient; S to XL are written out and have both coefficients at 1.
+
+EfficientNet (V1, the paper's baseline) is Tan & Le 2019, "EfficientNet: Rethinking model scaling
+for convolutional neural networks", Table 1, scaled by width and depth likewise.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ class Spec:
       head_filters: output channels of the last 1x1 convolution before scaling.
       width: multiplies every number of channels.
       depth: multiplies every number of repeats.
+      keep_filters: whether scaling rounds up rather than lose more than 10 % of the channels:
+        EfficientNet V1's rule, which V2's code dropped.
       train_size: largest training image size of the released recipe, pixels.
       eval_size: evaluation image size, pixels.
       dropout_rate: head dropout of the released recipe.
@@ -53,6 +58,11 @@ class Spec:
     dropout_rate: float
     width: float = 1.0
     depth: float = 1.0
+    keep_filters: bool = False
+
+    def scaled(self, filters: int) -> int:
+        """Scales a number of channels by the width coefficient."""
+        return scale_filters(filters, self.width, keep_filters=self.keep_filters)
 
 
 def _fused(repeats: int, stride: int, expansion: int, filters: int) -> BlockRow:
@@ -60,8 +70,10 @@ def _fused(repeats: int, stride: int, expansion: int, filters: int) -> BlockRow:
     return BlockRow("fused", repeats, 3, stride, expansion, filters)
 
 
-def _mbconv(repeats: int, stride: int, expansion: int, filters: int) -> BlockRow:
-    return BlockRow("mbconv", repeats, 3, stride, expansion, filters, squeeze_ratio=0.25)
+def _mbconv(
+    repeats: int, stride: int, expansion: int, filters: int, kernel_size: int = 3
+) -> BlockRow:
+    return BlockRow("mbconv", repeats, kernel_size, stride, expansion, filters, squeeze_ratio=0.25)
 
 
 _BASE_ROWS = (
@@ -76,6 +88,33 @@ _BASE_ROWS = (
 
 def _base(train_size: int, eval_size: int, dropout_rate: float, width: float, depth: float) -> Spec:
     return Spec(_BASE_ROWS, 32, 1280, train_size, eval_size, dropout_rate, width, depth)
+
+
+_V1_ROWS = (
+    _mbconv(1, 1, 1, 16),
+    _mbconv(2, 2, 6, 24),
+    _mbconv(2, 2, 6, 40, kernel_size=5),
+    _mbconv(3, 2, 6, 80),
+    _mbconv(3, 1, 6, 112, kernel_size=5),
+    _mbconv(4, 2, 6, 192, kernel_size=5),
+    _mbconv(1, 1, 6, 320),
+)
+
+
+def _v1(eval_size: int, dropout_rate: float, width: float, depth: float) -> Spec:
+    # effnetv2_configs.py: V1 trains at 0.8 of the evaluation size, floored to a multiple of 16.
+    train_size = int(0.8 * eval_size) // 16 * 16
+    return Spec(
+        _V1_ROWS,
+        32,
+        1280,
+        train_size,
+        eval_size,
+        dropout_rate,
+        width,
+        depth,
+        keep_filters=True,
+    )
 
 
 # Sizes and dropout: the per-model tuples of effnetv2_configs.py.
@@ -147,6 +186,14 @@ SPECS: dict[str, Spec] = {
         eval_size=512,
         dropout_rate=0.4,
     ),
+    "efficientnet-b0": _v1(224, 0.2, 1.0, 1.0),
+    "efficientnet-b1": _v1(240, 0.2, 1.0, 1.1),
+    "efficientnet-b2": _v1(260, 0.3, 1.1, 1.2),
+    "efficientnet-b3": _v1(300, 0.3, 1.2, 1.4),
+    "efficientnet-b4": _v1(380, 0.4, 1.4, 1.8),
+    "efficientnet-b5": _v1(456, 0.4, 1.6, 2.2),
+    "efficientnet-b6": _v1(528, 0.5, 1.8, 2.6),
+    "efficientnet-b7": _v1(600, 0.5, 2.0, 3.1),
 }
 
 
@@ -162,13 +209,15 @@ def get_spec(variant: str) -> Spec:
     return SPECS[variant]
 
 
-def scale_filters(filters: int, width: float) -> int:
+def scale_filters(filters: int, width: float, *, keep_filters: bool = False) -> int:
     """Scales a number of channels to the nearest multiple of 8, at least 8.
 
-    Unlike the rule of EfficientNet V1, nothing is rounded up when more than 10 % is lost
-    (automl efficientnetv2/effnetv2_model.py, round_filters); it decides B3's first row.
+    With `keep_filters` a result that lost more than 10 % goes up by 8 (EfficientNet V1). The
+    released V2 code has no such rule (automl efficientnetv2/effnetv2_model.py, round_filters);
+    it decides B3's first row.
     """
-    return max(8, int(filters * width + 4) // 8 * 8)
+    scaled = max(8, int(filters * width + 4) // 8 * 8)
+    return scaled + 8 if keep_filters and scaled < 0.9 * filters * width else scaled
 
 
 def scale_repeats(repeats: int, depth: float) -> int:
@@ -204,9 +253,9 @@ class Block:
 def unroll(spec: Spec) -> tuple[Block, ...]:
     """The blocks of a variant in order, with the coefficients applied."""
     blocks = []
-    in_filters = scale_filters(spec.stem_filters, spec.width)
+    in_filters = spec.scaled(spec.stem_filters)
     for row in spec.rows:
-        out_filters = scale_filters(row.filters, spec.width)
+        out_filters = spec.scaled(row.filters)
         for repeat in range(scale_repeats(row.repeats, spec.depth)):
             stride = row.stride if repeat == 0 else 1
             blocks.append(

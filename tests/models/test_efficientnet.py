@@ -36,6 +36,16 @@ COUNTS = {
     "efficientnetv2-m": (54_139_356, 292_032, 963, 649),
     "efficientnetv2-l": (118_515_272, 512_576, 1331, 897),
     "efficientnetv2-xl": (208_119_808, 777_024, 1712, 1156),
+    # EfficientNet V1 as torchvision and Keras count it (Keras without its input normalisation).
+    # B7's statistics follow from its 66,658,680 variables.
+    "efficientnet-b0": (5_288_548, 42_016, 311, 213),
+    "efficientnet-b1": (7_794_184, 62_048, 439, 301),
+    "efficientnet-b2": (9_109_994, 67_568, 439, 301),
+    "efficientnet-b3": (12_233_232, 87_296, 496, 340),
+    "efficientnet-b4": (19_341_616, 125_200, 610, 418),
+    "efficientnet-b5": (30_389_784, 172_736, 738, 506),
+    "efficientnet-b6": (43_040_704, 224_432, 852, 584),
+    "efficientnet-b7": (66_347_960, 310_720, 1037, 711),
 }
 # Squeeze-excitation's inner width in the first block of a row and in the others: a quarter of
 # the block's input, which in the first block is the row before.
@@ -49,6 +59,7 @@ SQUEEZE_WIDTHS = {
     "efficientnetv2-l": [(24, 48), (48, 56), (56, 96), (96, 160)],
     "efficientnetv2-xl": [(24, 48), (48, 64), (64, 128), (128, 160)],
 }
+V1 = [variant for variant in COUNTS if variant.startswith("efficientnet-")]
 # Rows of Fused-MBConv blocks come first and have no squeeze-excitation.
 NUM_BLOCKS = {
     "efficientnetv2-b0": (1, 2, 2, 3, 5, 8),
@@ -153,9 +164,10 @@ def _run_blocks(model, variables, images, rngs=None, **kwargs):
 # ---------------------------------------------------------------------------------- the tables
 
 
-@pytest.mark.parametrize("table", [COUNTS, SQUEEZE_WIDTHS, NUM_BLOCKS])
+@pytest.mark.parametrize("table", [SQUEEZE_WIDTHS, NUM_BLOCKS])
 def test_the_tables_cover_every_variant(table):
-    assert sorted(table) == sorted(list_variants()) == sorted(effnetv2_jax.list_variants())
+    assert sorted(COUNTS) == sorted(list_variants()) == sorted(effnetv2_jax.list_variants())
+    assert sorted([*table, *V1]) == sorted(COUNTS)
 
 
 @pytest.mark.parametrize("variant", COUNTS)
@@ -183,6 +195,16 @@ def test_squeeze_widths(variant):
     assert f"blocks_{len(blocks)}" not in params
     widths = [b["se"]["reduce"]["kernel"].shape[-1] if "se" in b else None for b in blocks]
     assert widths == expected
+
+
+def test_v1_squeezes_every_block_by_a_quarter_of_its_input():
+    params = _variant_shapes("efficientnet-b3")["params"]
+    # Rows of 40, 24, 32, 48, 96, 136, 232 and 384 channels, 2, 3, 3, 5, 5, 6 and 2 blocks each.
+    widths = [10, 6, 6, 8, 8, 8, 12, 12, 12, *[24] * 5, *[34] * 5, *[58] * 6, 96]
+    blocks = [params[f"blocks_{index}"]["se"]["reduce"]["kernel"].shape for index in range(26)]
+    assert [shape[-1] for shape in blocks] == widths
+    # The rule of V1 lifts 19.2 channels to 24, that of V2's code would leave 16.
+    assert params["blocks_0"]["project_conv"]["kernel"].shape[-1] == 24
 
 
 DROPOUT_RATES = {

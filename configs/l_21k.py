@@ -1,0 +1,22 @@
+"""EfficientNetV2-L on ImageNet-21k: the pretraining behind Table 7's row "EfficientNetV2-L (21k)".
+
+Fine-tuned by configs/l_21k_ft1k.py it has 86.8 % top-1 on ImageNet-1k; 26 h on 32 TPUv3 cores
+in Table 7. No accuracy on ImageNet-21k itself is given.
+
+    python -m effnetv2_jax.main --config=configs/l_21k.py --workdir=DIR
+    python -m effnetv2_jax.main --config=configs/l_21k.py:recipe=released --workdir=DIR
+
+The paper trains for 60 or 30 epochs and does not say which: --config.num_epochs=30 gives the other.
+The data set is prepared by `python -m effnetv2_jax.tools.prepare_data imagenet21k`.
+Not run at this scale by this project.
+"""
+
+from ml_collections import ConfigDict
+
+from effnetv2_jax.config import parse_argument
+from effnetv2_jax.recipes import imagenet21k
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """The configuration; `argument` is `recipe=paper` or `recipe=released`."""
+    return imagenet21k("efficientnetv2-l", **parse_argument(argument, recipe="paper"))

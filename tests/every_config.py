@@ -1,0 +1,81 @@
+"""Every configuration of the repository with every argument that makes a run of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from effnetv2_jax.config import Plan, make_plan
+from effnetv2_jax.models.specs import list_variants
+from effnetv2_jax.recipes import NUM_CLASSES_21K, RECIPES, TRANSFER_DATA
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+# Training and evaluation examples and classes: ImageNet-1k whole, ImageNet-21k as in fall11
+# (14,197,122 images of which 100,000 are held out), Table 9, and the two sets that install.
+SIZES = {
+    "imagenet2012": (1_281_167, 50_000, 1000),
+    "imagenet21k": (14_097_122, 100_000, 21_841),
+    "cifar10": (50_000, 10_000, 10),
+    "cifar100": (50_000, 10_000, 100),
+    "oxford_flowers102": (2_040, 6_149, 102),
+    "cars196": (8_144, 8_041, 196),
+    "digits": (1_438, 359, 10),
+    "fashion_mnist": (60_000, 10_000, 10),
+}
+_FROM_SCRATCH = ("s", "m", "l", "b0", "b1", "b2", "b3")
+_WITH_21K = ("s", "m", "l", "xl")
+
+
+def _arguments() -> dict[str, list[str]]:
+    """File name -> arguments."""
+    table = {"digits": [""], "fashion_mnist": [""]}
+    names = [*_FROM_SCRATCH, *(f"{v}_21k{end}" for v in _WITH_21K for end in ("", "_ft1k"))]
+    for name in names:
+        table[name] = [f"recipe={recipe}" for recipe in RECIPES]
+    table["transfer"] = [
+        f"model={model},data={data},recipe={recipe}"
+        for model in ("s", "m", "l")
+        for data in TRANSFER_DATA
+        for recipe in RECIPES
+    ]
+    v1 = [v.removeprefix("efficientnet-") for v in list_variants() if "v2" not in v]
+    table["v1"] = [
+        f"{variant},{rest}"
+        for variant in v1
+        for rest in ("recipe=paper", "recipe=released", "recipe=paper,progressive=yes")
+    ]
+    return table
+
+
+ARGUMENTS = _arguments()
+EVERY = [(name, argument) for name, arguments in ARGUMENTS.items() for argument in arguments]
+
+
+def load(name: str, argument: str) -> ConfigDict:
+    """Calls `get_config` of `configs/NAME.py`, as the flag `--config` does."""
+    spec = importlib.util.spec_from_file_location(f"config_{name}", CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument or None)
+
+
+def num_classes(config: ConfigDict) -> int:
+    """Outputs of the network on the real data."""
+    return config.data.num_classes or SIZES[config.data.name][2]
+
+
+def plan(config: ConfigDict) -> Plan:
+    """The plan on the real data."""
+    train, evaluation, _ = SIZES[config.data.name]
+    return make_plan(
+        config,
+        num_train_examples=train - config.data.minival_examples,
+        num_eval_examples=evaluation,
+        num_classes=num_classes(config),
+    )
+
+
+assert NUM_CLASSES_21K["paper"] == SIZES["imagenet21k"][2]
