@@ -34,8 +34,11 @@ setup(
         "tensorflow-datasets>=4.9.10,<5",
     ],
     extras_require={
+        # Prepares ImageNet-21k. 2.77 is the first that installs beside TensorFlow 2.21.
+        "imagenet21k": ["apache-beam>=2.77,<3"],
         "digits": ["scikit-learn>=1.6,<2"],
         "dev": [
+            "apache-beam>=2.77,<3",
             "mypy>=2.0,<3",
             "pillow>=11",
             "pytest>=8",

@@ -7,7 +7,8 @@ in Table 7. No accuracy on ImageNet-21k itself is given.
     python -m effnetv2_jax.main --config=configs/m_21k.py:recipe=released --workdir=DIR
 
 The paper trains for 60 or 30 epochs and does not say which: --config.num_epochs=30 gives the other.
-The data set is prepared by `python -m effnetv2_jax.tools.prepare_data imagenet21k`.
+`python -m effnetv2_jax.tools.prepare_data imagenet21k/fall11 --manual_dir=...` prepares the data;
+image-net.org now hands out winter21 with fewer classes: --config.data.name=imagenet21k/winter21.
 Not run at this scale by this project.
 """
 

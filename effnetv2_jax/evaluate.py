@@ -10,7 +10,7 @@ import jax
 from effnetv2_jax.data.pipeline import check_evaluation, eval_batches
 from effnetv2_jax.data.sources import Source
 from effnetv2_jax.losses import Loss
-from effnetv2_jax.parallel import AXIS, parallel_eval_step, split_batch
+from effnetv2_jax.parallel import AXIS, parallel_eval_step, split_batch, sum_over_processes
 from effnetv2_jax.steps import make_eval_step
 
 
@@ -90,17 +90,21 @@ class Evaluator:
         totals: dict[str, dict[str, float]] = {name: {} for name in variables}
         pending: list[tuple[str, Any]] = []
         for batch in batches:
-            split = split_batch(batch)
-            launched = [(name, self._step(value, split)) for name, value in variables.items()]
+            sharded = split_batch(batch)
+            launched = [(name, self._step(value, sharded)) for name, value in variables.items()]
             _add(totals, pending)
             pending = launched
         _add(totals, pending)
 
+        skipped = sum_over_processes(batches.skipped)
         results = {}
         for name, sums in totals.items():
             count = round(sums["count"])
-            if count != source.num_examples:
-                raise RuntimeError(f"evaluation counted {count} of {source.num_examples} examples")
+            if count + skipped != source.num_examples:
+                raise RuntimeError(
+                    f"evaluation counted {count} and skipped {skipped} of {source.num_examples} "
+                    "examples"
+                )
             for metric in ("loss", "top1", "top5"):
                 results[f"{name}/{metric}"] = sums[metric] / count
             results[f"{name}/num_examples"] = float(count)

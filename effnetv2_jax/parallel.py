@@ -82,3 +82,10 @@ def wait_for_all_processes(name: str) -> None:
     """Returns once every process has reached the point called `name`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def sum_over_processes(count: int) -> int:
+    """The sum of every process's number; all of them have to call it."""
+    if jax.process_count() == 1:
+        return count
+    return int(np.sum(multihost_utils.process_allgather(np.int64(count))))

@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 # (14,197,122 images of which 100,000 are held out), Table 9, and the two sets that install.
 SIZES = {
     "imagenet2012": (1_281_167, 50_000, 1000),
-    "imagenet21k": (14_097_122, 100_000, 21_841),
+    "imagenet21k/fall11": (14_097_122, 100_000, 21_841),
     "cifar10": (50_000, 10_000, 10),
     "cifar100": (50_000, 10_000, 100),
     "oxford_flowers102": (2_040, 6_149, 102),
@@ -78,4 +78,4 @@ def plan(config: ConfigDict) -> Plan:
     )
 
 
-assert NUM_CLASSES_21K["paper"] == SIZES["imagenet21k"][2]
+assert NUM_CLASSES_21K["paper"] == SIZES["imagenet21k/fall11"][2]

@@ -69,7 +69,9 @@ def test_a_file_says_what_it_stands_for(name):
 
 
 def test_mistaken_arguments_are_one_sentence():
-    with pytest.raises(InputError, match="unknown transfer data 'svhn': choose one of cars, cifar10"):
+    with pytest.raises(
+        InputError, match="unknown transfer data 'svhn': choose one of cars, cifar10"
+    ):
         load("transfer", "model=s,data=svhn")
     with pytest.raises(InputError, match="did you mean efficientnetv2-xl"):
         load("transfer", "model=xxl")

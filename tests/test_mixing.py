@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from effnetv2_jax.errors import InputError
 from effnetv2_jax.mixing import mix
 
 NUM, SIZE = 48, 16  # Three pairs on each of eight devices, so parity differs among them.
@@ -228,3 +229,52 @@ def test_one_device_and_eight_mix_the_same_way(mixup, cutmix):
     np.testing.assert_allclose(
         np.reshape(mixed, expected[0].shape), expected[0], rtol=0, atol=rounding
     )
+
+
+@functools.cache
+def released_shares(cutmix_alpha, mixup_alpha=0.0, seed=0):
+    """As `kept_shares` of one seed, in the form of the released code."""
+    images, labels = flat_batch()
+    released = jax.jit(functools.partial(mix, form="released"))
+    strengths = {
+        "mixup_alpha": np.float32(mixup_alpha),
+        "cutmix_alpha": np.float32(cutmix_alpha),
+    }
+    mixed, weights = released(images, labels, jax.random.key(seed), **strengths)
+    pixels = np.where(images[..., 0] == 1, mixed[..., 0], 1 - mixed[..., 0])
+    return np.asarray(weights)[np.arange(NUM), np.arange(NUM)], pixels
+
+
+def test_released_cutmix_labels_weigh_the_mean_area():
+    """automl efficientnetv2/datasets.py averages over the batch: pixels and labels disagree."""
+    label, pixels = released_shares(1.0)
+    areas = pixels.mean((1, 2))
+    np.testing.assert_allclose(label, areas.mean(), rtol=1e-5)
+    assert areas.std() > 0.1
+    assert set(np.unique(pixels)) == {0.0, 1.0}
+
+
+def test_released_halves_are_averaged_apart():
+    label, pixels = released_shares(0.4, 0.4)
+    mean = pixels[IN_CUTMIX_HALF].mean()
+    np.testing.assert_allclose(label[IN_CUTMIX_HALF], mean, rtol=1e-5)
+    by_mixup, _ = kept_shares(0.4, 0.4)
+    np.testing.assert_array_equal(label[~IN_CUTMIX_HALF], by_mixup[0][~IN_CUTMIX_HALF])
+
+
+def test_released_boxes_have_whole_sides():
+    """int(sqrt(1 - share) * size) on a side, so boxes inside the image are exact squares."""
+    inside = 0
+    for seed in range(4):
+        _, pixels = released_shares(1.0, seed=seed)
+        for own in pixels:
+            rows, columns = np.flatnonzero((own == 0).any(1)), np.flatnonzero((own == 0).any(0))
+            if rows.size and min(rows[0], columns[0]) > 0 and max(rows[-1], columns[-1]) < SIZE - 1:
+                assert len(rows) == len(columns)
+                inside += 1
+    assert inside > 5
+
+
+def test_unknown_form():
+    with pytest.raises(InputError, match="unknown mixing 'relased': did you mean released"):
+        mix(*flat_batch(), jax.random.key(0), mixup_alpha=0.0, cutmix_alpha=0.0, form="relased")

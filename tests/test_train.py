@@ -12,8 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from absl import logging
+from ml_collections import ConfigDict
 
 import effnetv2_jax.train as train_module
+import effnetv2_jax.workdir as workdir_module
 from effnetv2_jax import train_and_evaluate
 from effnetv2_jax.checkpoint import CHECKSUMS
 from effnetv2_jax.errors import InputError
@@ -246,3 +248,57 @@ def test_it_runs_outside_the_main_thread(straight_run):
     thread.start()
     thread.join()
     assert not failures
+
+
+def test_every_leaf_of_the_configuration_is_read(tmp_path, monkeypatch):
+    """Reads are recorded during a short run, those of the file `config.json` excepted."""
+    read = set()
+
+    class Recorder(ConfigDict):
+        def __init__(self, values, prefix=""):
+            super().__init__()
+            object.__setattr__(self, "_prefix", prefix)
+            for name, value in values.items():
+                nested = isinstance(value, dict)
+                self[name] = Recorder(value, f"{prefix}{name}.") if nested else value
+
+        def __getitem__(self, key):
+            read.add(f"{object.__getattribute__(self, '_prefix')}{key}")
+            return super().__getitem__(key)
+
+    plain = get_config().to_dict()
+    monkeypatch.setattr(workdir_module, "to_plain", lambda _: {})
+    config = Recorder(plain | {"min_steps": 2, "num_epochs": 1e-3})
+    config.progressive["num_stages"] = 1
+    read.clear()
+    train_and_evaluate(config, tmp_path / "run")
+    leaves = {
+        f"{name}.{key}" if isinstance(value, dict) else name
+        for name, value in plain.items()
+        for key in (value if isinstance(value, dict) else [None])
+    }
+    # Only a run that starts from another one reads how its head starts.
+    assert leaves - read == {"init_head"}
+
+
+def test_minival_selects_and_stops_early(tmp_path):
+    config = get_config()
+    config.data.minival_examples = 8
+    config.num_epochs = 60.0
+    config.progressive.update(num_stages=1, image_size=(16, 16))
+    config.learning_rate.per_256_images = 1e-9  # No evaluation is better than the first.
+    config.ema_decay = 0.0
+    config.eval.update(every_epochs=1.0, patience_epochs=3.0, at_stage_size=False, image_size=16)
+    train_and_evaluate(config, tmp_path / "run")
+    rows = read_metrics(tmp_path / "run")
+    evaluations = [row for row in rows if "minival_ema/top1" in row]
+    assert evaluations[0]["minival/num_examples"] == 8
+    assert evaluations[0]["eval/num_examples"] == 13
+    # 64 examples are four steps an epoch: best after 4, stale at 16.
+    assert [row["step"] for row in evaluations] == [4, 8, 12, 16]
+    assert [p.name for p in (tmp_path / "run" / "best").iterdir()] == ["4"]
+    assert (tmp_path / "run" / "checkpoints" / "16").is_dir()
+    # The next call finds the run complete.
+    again = train_and_evaluate(config, tmp_path / "run")
+    assert again["minival/num_examples"] == 8
+    assert len(read_metrics(tmp_path / "run")) == len(rows)

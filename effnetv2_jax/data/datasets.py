@@ -24,6 +24,7 @@ from effnetv2_jax.errors import InputError, unknown_name
 _TFDS_SPLITS = {
     "cars196": ("train", "test"),
     "imagenet2012": ("train", "validation"),
+    "imagenet21k": ("train", "validation"),
     "cifar10": ("train", "test"),
     "cifar100": ("train", "test"),
     "fashion_mnist": ("train", "test"),
@@ -92,7 +93,8 @@ def load_dataset(
     """Opens a data set.
 
     Args:
-      name: a name of `list_datasets`, `synthetic:classes=10,train=256,eval=64,size=64` (any
+      name: a name of `list_datasets` (`imagenet21k` takes a release, `imagenet21k/fall11`),
+        `synthetic:classes=10,train=256,eval=64,size=64` (any
         of the four), `folder:/path` (`/path/train/CLASS/*.jpg` beside `/path/val/CLASS/*.jpg`,
         or `/path/CLASS/*.jpg`), `tfrecord:/path` or `tfrecord:/path,classes=1000` (ImageNet's
         official files, see `data.tfrecords`), `cars:/path` (see `data.cars`), or `tfds:NAME`
@@ -159,7 +161,7 @@ def _open(
         folder = Path(data_dir or _FASHION_MNIST)
         if has_idx_files(folder):
             return _fashion_mnist(folder)
-    if name in _TFDS_SPLITS or (kind == "tfds" and detail):
+    if name.partition("/")[0] in _TFDS_SPLITS or (kind == "tfds" and detail):
         tfds_name = detail if kind == "tfds" else name
         return _tfds(name, tfds_name, data_dir, train_split, eval_split, shuffle_buffer)
     for key, value in (
@@ -426,7 +428,7 @@ def _tfds(
             f"the TFDS data set {tfds_name!r} is stored as {info.file_format.value}: prepare it "
             "with file_format='tfrecord'."
         )
-    default_train, default_eval = _TFDS_SPLITS.get(tfds_name, ("train", None))
+    default_train, default_eval = _TFDS_SPLITS.get(tfds_name.partition("/")[0], ("train", None))
     default_eval = default_eval or next((s for s in _EVAL_FOLDERS if s in info.splits), None)
     if eval_split is None and default_eval is None:
         raise InputError(
@@ -528,6 +530,12 @@ def _prepared_builder(tfds_name: str, data_dir: str | None) -> Any:
     """The TFDS builder, with its files on disk."""
     import tensorflow_datasets as tfds
 
+    base, _, config = tfds_name.partition("/")
+    if base == "imagenet21k":
+        # Apache Beam prepares it, on its own; opening it needs none.
+        from effnetv2_jax.data.builders.imagenet21k import open_imagenet21k
+
+        return open_imagenet21k(data_dir, config or "winter21").builder
     try:
         builder = tfds.builder(tfds_name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
