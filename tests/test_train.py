@@ -21,6 +21,7 @@ from effnetv2_jax.checkpoint import CHECKSUMS
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.reporting import read_metrics
 from effnetv2_jax.train import Interrupted, TrainingDiverged
+from tests.data.miniature_21k import encode
 from tests.tiny import get_config
 
 TOTAL_STEPS = 27  # 6 epochs of 72 examples in batches of 16.
@@ -302,3 +303,30 @@ def test_minival_selects_and_stops_early(tmp_path):
     again = train_and_evaluate(config, tmp_path / "run")
     assert again["minival/num_examples"] == 8
     assert len(read_metrics(tmp_path / "run")) == len(rows)
+
+
+@pytest.fixture
+def folder_with_a_corrupt_image(tmp_path):
+    """Two classes, 16 training and 8 evaluation images, one of which is cut short in each."""
+    for split, count in (("train", 8), ("val", 4)):
+        for number, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                content = encode(100 * number + i)
+                broken = name == "dog" and i == 0
+                (folder / f"{i}.jpg").write_bytes(content[:-200] if broken else content)
+    return tmp_path / "images"
+
+
+def test_corrupt_images_are_fatal_or_skipped_by_choice(tmp_path, folder_with_a_corrupt_image):
+    config = get_config()
+    config.data.name = f"folder:{folder_with_a_corrupt_image}"
+    config.num_epochs = 3.0
+    config.progressive.update(num_stages=1, image_size=(16, 16))
+    config.eval.update(image_size=16, at_stage_size=False)
+    with pytest.raises(InputError, match=r"dog/0\.jpg' cannot be decoded"):
+        train_and_evaluate(config, tmp_path / "run")
+    config.on_corrupt = "skip"  # And the run goes on in the same workdir.
+    results = train_and_evaluate(config, tmp_path / "run")
+    assert results["eval/num_examples"] == 7
