@@ -38,7 +38,7 @@ def run_main(*arguments):
         (["--config=configs/digits.py", "--workdir={tmp}", "--config.seed=one"], "seed"),
         (["--config=configs/s.py:recipe=relased", "--workdir={tmp}"], "did you mean released"),
         (["--config=configs/s.py:recipes=paper", "--workdir={tmp}"], "did you mean recipe"),
-        (["--config=configs/s.py:paper", "--workdir={tmp}"], "is not key=value"),
+        (["--config=configs/s.py:paper,more", "--workdir={tmp}"], "is one too many"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -375,7 +375,7 @@ def test_tfds_finds_its_folder_in_the_environment(tfds_dir):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("imagenet", {}, "did you mean imagenet2012"),
+        ("imagenet", {}, "did you mean .*imagenet2012"),
         ("cifra10", {}, "did you mean cifar10"),
         ("qqqqqqqqqq", {}, "choose one of .*digits.*folder:/path.*tfds:NAME"),
         ("folder:", {}, "unknown data set"),
@@ -411,6 +411,7 @@ def test_names_are_listed():
         "digits",
         "fashion_mnist",
         "imagenet2012",
+        "imagenet21k",
         "oxford_flowers102",
         "synthetic",
     )

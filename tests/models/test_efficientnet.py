@@ -606,7 +606,7 @@ def test_draws_do_not_depend_on_the_number_of_devices():
 def test_an_unknown_variant_names_the_nearest():
     with pytest.raises(InputError, match=r"'efficientnet-v2-s': did you mean efficientnetv2-s"):
         create_model("efficientnet-v2-s")
-    with pytest.raises(InputError, match=r"variant 'vgg': choose one of efficientnetv2-b0, "):
+    with pytest.raises(InputError, match=r"variant 'vgg': choose one of efficientnet-b0, "):
         create_model("vgg")
 
 
