@@ -27,6 +27,7 @@ setup(
         "optax>=0.2.8,<0.3",
         # 1.0 moves its new API to the top level.
         "orbax-checkpoint>=0.12.8,<1",
+        "safetensors>=0.5,<1",
         # clu's writers import it, and TensorFlow 2.21 no longer installs it.
         "tensorboard>=2.20,<3",
         # TFDS does not install it.

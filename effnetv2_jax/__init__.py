@@ -13,12 +13,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "create_model": "effnetv2_jax.models.efficientnet",
     "list_variants": "effnetv2_jax.models.specs",
+    "load_model": "effnetv2_jax.weights.model_folder",
     "make_plan": "effnetv2_jax.config",
+    "save_model": "effnetv2_jax.weights.model_folder",
     "train_and_evaluate": "effnetv2_jax.train",
     "InputError": "effnetv2_jax.errors",
 }
 
-__all__ = ["InputError", "create_model", "list_variants", "make_plan", "train_and_evaluate"]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,9 @@ def base_config() -> ConfigDict:
     config.min_steps = 0
 
     # initial_weights.load_initial_weights
-    config.init_from = config_dict.placeholder(str)  # A workdir of ours, or one checkpoint in it.
+    config.init_from = config_dict.placeholder(
+        str
+    )  # A workdir, a checkpoint in it or a model folder.
     config.init_head = "auto"
 
     # models.efficientnet.create_model
@@ -42,6 +44,7 @@ def base_config() -> ConfigDict:
     config.model.width_multiplier = 1.0
     config.model.depth_multiplier = 1.0
     config.model.stem_stride = 2
+    config.model.padding = "same"
     config.model.drop_path_rate = 0.2  # Survival probability 0.8.
     config.model.bn_decay = 0.99
     config.model.bn_epsilon = 1e-3

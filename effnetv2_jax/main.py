@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from absl.logging import converter
 from ml_collections import config_flags
 
+from effnetv2_jax import command_line
 from effnetv2_jax.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -69,8 +70,7 @@ def fail(error: BaseException) -> None:
         # last line is the error, behind the name of its type.
         last_line = text.strip().splitlines()[-1]
         text = last_line.partition(f"{InputError.__name__}: ")[2] or last_line
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    sys.exit(2)
+    command_line.fail(text)
 
 
 def main(arguments: Sequence[str]) -> None:

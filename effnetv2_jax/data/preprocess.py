@@ -22,7 +22,7 @@ from effnetv2_jax.data.randaugment import cut_square
 
 TRAIN_CROPS = ("random", "legacy", "squash")
 EVAL_CROPS = ("released", "center", "squash", "legacy")
-RESIZES = ("bilinear", "bicubic")
+RESIZES = ("bilinear", "bicubic", "bilinear_antialias", "bicubic_antialias")
 
 # automl efficientnetv2/preprocessing.py, preprocess_for_train: the share of the image's area
 # that a crop covers. The aspect ratios are TensorFlow's defaults, used there.
@@ -163,7 +163,12 @@ def noise_cutout(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def eval_crop(
-    image: tf.Tensor, *, image_size: int, rule: str, resize: str = "bilinear"
+    image: tf.Tensor,
+    *,
+    image_size: int,
+    rule: str,
+    fraction: float | None = None,
+    resize: str = "bilinear",
 ) -> tf.Tensor:
     """The part of an image that is evaluated, resized to a square.
 
@@ -175,8 +180,11 @@ def eval_crop(
         `released` is `center` below 320 px and `squash` from there, as the released code;
         `legacy` is `center` at every size, half a pixel down and right rather than up and left
         where the margin is odd, and decodes only that part of a JPEG (see `train_crop`).
+      fraction: of `center`: the side of the square as a share of the short side, in place of
+        the one above.
       resize: `bilinear` has its pixel centres at halves, `bicubic` is TensorFlow 1's, which
-        has them at whole numbers; neither smooths before it makes an image smaller.
+        has them at whole numbers; neither smooths before it makes an image smaller, which
+        `bilinear_antialias` and `bicubic_antialias` do, as Pillow and so PyTorch's users.
 
     Returns:
       uint8 [image_size, image_size, 3].
@@ -187,16 +195,20 @@ def eval_crop(
     pixels = decode(image)
     if rule == "center" or (rule == "released" and image_size < _SQUASH_FROM):
         height, width = tf.unstack(tf.shape(pixels)[:2])
-        side = _central_side(height, width, image_size)
+        side = _central_side(height, width, image_size, fraction)
         top, left = (height - side) // 2, (width - side) // 2
         pixels = pixels[top : top + side, left : left + side]
     return _resize(pixels, image_size, resize)
 
 
-def _central_side(height: tf.Tensor, width: tf.Tensor, image_size: int) -> tf.Tensor:
+def _central_side(
+    height: tf.Tensor, width: tf.Tensor, image_size: int, fraction: float | None = None
+) -> tf.Tensor:
     # In float32 as the released code, so that truncation gives its side to the pixel.
-    ratio = image_size / (image_size + _CENTER_MARGIN)
-    return tf.cast(ratio * tf.cast(tf.minimum(height, width), tf.float32), tf.int32)
+    ratio = image_size / (image_size + _CENTER_MARGIN) if fraction is None else fraction
+    side = tf.cast(ratio * tf.cast(tf.minimum(height, width), tf.float32), tf.int32)
+    # An image of a few pixels has a central pixel at least.
+    return tf.maximum(side, 1)
 
 
 def _legacy_square(height: tf.Tensor, width: tf.Tensor, image_size: int) -> tf.Tensor:
@@ -226,7 +238,7 @@ def _decode_window(
 
 
 def _resize(pixels: tf.Tensor, image_size: int, method: str) -> tf.Tensor:
-    """To a square without antialiasing, then clip and truncate."""
+    """To a square, then clip and truncate."""
     pixels.set_shape([None, None, 3])
     size = [image_size, image_size]
     if method == "bicubic":
@@ -235,5 +247,6 @@ def _resize(pixels: tf.Tensor, image_size: int, method: str) -> tf.Tensor:
             images=pixels[None], size=size, align_corners=False, half_pixel_centers=False
         )[0]
     else:
-        pixels = tf.image.resize(pixels, size, "bilinear", antialias=False)
+        kernel, _, antialias = method.partition("_")
+        pixels = tf.image.resize(pixels, size, kernel, antialias=bool(antialias))
     return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)

@@ -18,83 +18,103 @@ import jax.numpy as jnp
 from jax import lax
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+PADDINGS = ("same", "symmetric")
+Pads = tuple[tuple[int, int], ...]
 
 
-def convolution(images: jax.Array, kernel: jax.Array, *, stride: int, groups: int) -> jax.Array:
-    """Convolves with TensorFlow's SAME padding.
+def convolution(
+    images: jax.Array, kernel: jax.Array, *, stride: int, groups: int, padding: str = "same"
+) -> jax.Array:
+    """Convolves at every `stride`-th pixel.
 
     Args:
       images: [N, H, W, C].
       kernel: [kh, kw, C / groups, C_out], of the images' dtype.
       stride: the step in both directions, in pixels.
       groups: 1, or C for a depthwise convolution.
+      padding: `same` is TensorFlow's, which for stride 2 puts the odd pixel behind the image;
+        `symmetric` is PyTorch's, half a kernel on each side. They agree at stride 1.
 
     Returns:
       [N, ceil(H / stride), ceil(W / stride), C_out].
     """
     kernel_size = kernel.shape[:2]
+    pads = _pads(images, kernel, stride, padding)
     if groups == 1 and kernel_size == (1, 1) and stride == 1:
         on_cpu = _as_matrix_product
     elif groups == images.shape[-1] == kernel.shape[-1]:
         on_cpu = _as_shifted_products
     else:
-        return _by_xla(images, kernel, stride, groups)
+        return _by_xla(images, kernel, stride, pads, groups)
     return lax.platform_dependent(
         images,
         kernel,
-        cpu=lambda x, k: on_cpu(x, k, stride),
-        default=lambda x, k: _by_xla(x, k, stride, groups),
+        cpu=lambda x, k: on_cpu(x, k, stride, pads),
+        default=lambda x, k: _by_xla(x, k, stride, pads, groups),
     )
 
 
-def _by_xla(images: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+def _pads(images: jax.Array, kernel: jax.Array, stride: int, padding: str) -> Pads:
+    """The pixels before and after the image, of height and width."""
+    if padding == "symmetric":
+        return tuple((size // 2, size // 2) for size in kernel.shape[:2])
+    return tuple(lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), "SAME"))
+
+
+def _by_xla(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int
+) -> jax.Array:
     return lax.conv_general_dilated(
         images,
         kernel,
         window_strides=(stride, stride),
-        padding="SAME",
+        padding=pads,
         dimension_numbers=DIMENSION_NUMBERS,
         feature_group_count=groups,
     )
 
 
-def _as_matrix_product(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    del stride  # Always 1 here.
+def _as_matrix_product(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+    del stride, pads  # Always 1 and none here.
     # Left to itself, XLA on CPU sums the gradients of a bfloat16 product in bfloat16.
     product = jnp.einsum("nhwc,cd->nhwd", images, kernel[0, 0], preferred_element_type=jnp.float32)
     return product.astype(images.dtype)
 
 
-def _as_shifted_products(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _as_shifted_products(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> jax.Array:
     """A depthwise convolution as one product per tap, in float32: CPUs emulate bfloat16."""
-    outputs = _shifted_products(images.astype(jnp.float32), kernel.astype(jnp.float32), stride)
+    outputs = _shifted_products(
+        images.astype(jnp.float32), kernel.astype(jnp.float32), stride, pads
+    )
     return outputs.astype(images.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted_products(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shifted_products(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """The sum over taps.
 
     It brings its own gradients: those that JAX derives pad each tap's product apart and take
     half as long again. Forward-mode differentiation on CPU is the price.
     """
-    padded, out_shape = _pad_same(images, kernel, stride)
+    padded, out_shape = _pad(images, stride, pads)
     return _sum(
         shifted * kernel[tap][0] for tap, shifted in _shifts(padded, kernel, out_shape, stride)
     )
 
 
 def _shifted_products_forward(
-    images: jax.Array, kernel: jax.Array, stride: int
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _shifted_products(images, kernel, stride), (images, kernel)
+    return _shifted_products(images, kernel, stride, pads), (images, kernel)
 
 
 def _shifted_products_backward(
-    stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+    stride: int, pads: Pads, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     images, kernel = saved
-    padded, out_shape = _pad_same(images, kernel, stride)
+    padded, out_shape = _pad(images, stride, pads)
     kernel_gradient = jnp.stack(
         [
             jnp.sum(shifted * gradient, axis=(0, 1, 2))
@@ -102,11 +122,10 @@ def _shifted_products_backward(
         ]
     ).reshape(kernel.shape)
     # The gradient of the images is a convolution of the spread-out gradient, kernel reversed.
-    before = _same_padding(images, kernel, stride)
     spread_padding = [
         (size - 1 - low, length + low - 1 - (out - 1) * stride, stride - 1)
         for size, (low, _), length, out in zip(
-            kernel.shape[:2], before, images.shape[1:3], out_shape, strict=True
+            kernel.shape[:2], pads, images.shape[1:3], out_shape, strict=True
         )
     ]
     spread = lax.pad(
@@ -123,17 +142,10 @@ def _shifted_products_backward(
 _shifted_products.defvjp(_shifted_products_forward, _shifted_products_backward)
 
 
-def _same_padding(images: jax.Array, kernel: jax.Array, stride: int) -> list[tuple[int, int]]:
-    return lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
-
-
-def _pad_same(
-    images: jax.Array, kernel: jax.Array, stride: int
-) -> tuple[jax.Array, tuple[int, int]]:
-    """The images with SAME padding, and height and width of the convolution's output."""
-    padded = jnp.pad(images, ((0, 0), *_same_padding(images, kernel, stride), (0, 0)))
+def _pad(images: jax.Array, stride: int, pads: Pads) -> tuple[jax.Array, tuple[int, int]]:
+    """The padded images, and height and width of the convolution's output."""
     height, width = images.shape[1:3]
-    return padded, (-(-height // stride), -(-width // stride))
+    return jnp.pad(images, ((0, 0), *pads, (0, 0))), (-(-height // stride), -(-width // stride))
 
 
 def _shifts(

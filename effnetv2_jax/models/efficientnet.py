@@ -14,6 +14,7 @@ from jax import lax
 
 from effnetv2_jax.errors import InputError, unknown_name
 from effnetv2_jax.models import specs
+from effnetv2_jax.models.convolutions import PADDINGS
 from effnetv2_jax.models.layers import (
     Conv,
     SqueezeExcite,
@@ -34,6 +35,7 @@ class FusedMBConv(nn.Module):
     block: specs.Block
     conv: Any
     norm: Any
+    act: Any
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -42,10 +44,10 @@ class FusedMBConv(nn.Module):
         if block.expansion == 1:
             # One convolution; its activation comes before the skip is added (effnetv2_model.py).
             x = self.conv(block.out_filters, block.kernel_size, block.stride, name="conv")(images)
-            return nn.silu(self.norm(name="bn")(x))
+            return self.act(self.norm(name="bn")(x))
         filters = block.in_filters * block.expansion
         x = self.conv(filters, block.kernel_size, block.stride, name="expand_conv")(images)
-        x = nn.silu(self.norm(name="expand_bn")(x))
+        x = self.act(self.norm(name="expand_bn")(x))
         if block.squeeze_filters is not None:
             x = SqueezeExcite(block.squeeze_filters, self.conv.keywords["dtype"], name="se")(x)
         x = self.conv(block.out_filters, name="project_conv")(x)
@@ -58,6 +60,7 @@ class MBConv(nn.Module):
     block: specs.Block
     conv: Any
     norm: Any
+    act: Any
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -67,10 +70,10 @@ class MBConv(nn.Module):
         x = images
         if block.expansion != 1:
             x = self.conv(filters, name="expand_conv")(x)
-            x = nn.silu(self.norm(name="expand_bn")(x))
+            x = self.act(self.norm(name="expand_bn")(x))
         depthwise = functools.partial(self.conv, depthwise=True, name="depthwise_conv")
         x = depthwise(filters, block.kernel_size, block.stride)(x)
-        x = nn.silu(self.norm(name="depthwise_bn")(x))
+        x = self.act(self.norm(name="depthwise_bn")(x))
         if block.squeeze_filters is not None:
             x = SqueezeExcite(block.squeeze_filters, self.conv.keywords["dtype"], name="se")(x)
         x = self.conv(block.out_filters, name="project_conv")(x)
@@ -78,10 +81,11 @@ class MBConv(nn.Module):
 
 
 _OPERATIONS = {"fused": FusedMBConv, "mbconv": MBConv}
+_ACTIVATIONS = {"silu": nn.silu, "relu6": nn.relu6}
 
 
 class EfficientNet(nn.Module):
-    """An EfficientNetV2 or EfficientNet V1; build it with `create_model`.
+    """An EfficientNetV2, EfficientNet V1 or EfficientNet-Lite; build it with `create_model`.
 
     Attributes:
       spec: the architecture table, coefficients included.
@@ -95,6 +99,8 @@ class EfficientNet(nn.Module):
       bn_group_size: replicas that share batch statistics, at most (None: all of them).
       axis_name: name of the replica axis when training on several devices.
       stem_stride: stride of the first convolution; 1 suits images of about 32 px.
+      padding: `same` as TensorFlow, or `symmetric` as torchvision: a point of accuracy is lost
+        by weights trained with the other one.
     """
 
     spec: specs.Spec
@@ -107,6 +113,7 @@ class EfficientNet(nn.Module):
     bn_group_size: int | None = None
     axis_name: str | None = None
     stem_stride: int = 2
+    padding: str = "same"
 
     @property
     def total_stride(self) -> int:
@@ -157,7 +164,8 @@ class EfficientNet(nn.Module):
         """
         dropout_rate = self.dropout_rate if dropout_rate is None else dropout_rate
         drop_path_rate = self.drop_path_rate if drop_path_rate is None else drop_path_rate
-        conv = functools.partial(Conv, dtype=self.dtype)
+        conv = functools.partial(Conv, dtype=self.dtype, padding=self.padding)
+        act = _ACTIVATIONS[self.spec.activation]
         norm = functools.partial(
             nn.BatchNorm,
             use_running_average=not train,
@@ -172,7 +180,7 @@ class EfficientNet(nn.Module):
 
         x = images.astype(self.dtype)
         x = conv(blocks[0].in_filters, 3, self.stem_stride, name="stem_conv")(x)
-        x = nn.silu(norm(name="stem_bn")(x))
+        x = act(norm(name="stem_bn")(x))
 
         drops_paths = train and not _is_zero(drop_path_rate)
         if drops_paths:
@@ -183,7 +191,7 @@ class EfficientNet(nn.Module):
         num_reductions = 0
         rates = specs.drop_path_rates(len(blocks), drop_path_rate)
         for index, (block, rate) in enumerate(zip(blocks, rates, strict=True)):
-            branch = _OPERATIONS[block.operation](block, conv, norm, name=f"blocks_{index}")(x)
+            branch = _OPERATIONS[block.operation](block, conv, norm, act, name=f"blocks_{index}")(x)
             if block.has_skip:
                 if drops_paths:
                     branch = drop(branch, path_draws[:, index], rate)
@@ -193,9 +201,9 @@ class EfficientNet(nn.Module):
                 num_reductions += 1
                 endpoints[f"reduction_{num_reductions}"] = x
 
-        head_filters = self.spec.scaled(self.spec.head_filters)
+        head_filters = self.spec.scaled_end(self.spec.head_filters)
         x = conv(head_filters, name="head_conv")(x)
-        x = nn.silu(norm(name="head_bn")(x))
+        x = act(norm(name="head_bn")(x))
         endpoints["features"] = x
         x = jnp.mean(x, axis=(1, 2))
         endpoints["pooled"] = x
@@ -248,6 +256,8 @@ def create_model(
     type_name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if type_name not in types:
         raise unknown_name("dtype", type_name, types)
+    if overrides.get("padding", "same") not in PADDINGS:
+        raise unknown_name("padding", overrides["padding"], PADDINGS)
     spec = dataclasses.replace(
         spec, width=spec.width * width_multiplier, depth=spec.depth * depth_multiplier
     )

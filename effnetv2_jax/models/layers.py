@@ -42,7 +42,7 @@ def classifier_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
 
 
 class Conv(nn.Module):
-    """A convolution with SAME padding, lowered per platform; kernel [kh, kw, C / groups, C_out]."""
+    """A padded convolution, lowered per platform; kernel [kh, kw, C / groups, C_out]."""
 
     filters: int
     kernel_size: int = 1
@@ -50,6 +50,7 @@ class Conv(nn.Module):
     depthwise: bool = False
     use_bias: bool = False
     dtype: Any = jnp.float32
+    padding: str = "same"
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -60,7 +61,11 @@ class Conv(nn.Module):
         init = functools.partial(conv_init, depthwise=self.depthwise)
         kernel = self.param("kernel", init, shape)
         outputs = convolution(
-            images.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, groups=groups
+            images.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            groups=groups,
+            padding=self.padding,
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.filters,))

@@ -5,7 +5,9 @@ agrees with Table 4 of the paper, the others are printed nowhere else. B1 to B3 
 by a width and a depth coefficient; S to XL are written out and have both coefficients at 1.
 
 EfficientNet (V1, the paper's baseline) is Tan & Le 2019, "EfficientNet: Rethinking model scaling
-for convolutional neural networks", Table 1, scaled by width and depth likewise.
+for convolutional neural networks", Table 1, scaled by width and depth likewise. EfficientNet-Lite
+is the same table for phones: no squeeze-excitation, ReLU6, stem and head of one size
+(tensorflow/tpu models/official/efficientnet/lite/efficientnet_lite_builder.py).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any, Literal
 from effnetv2_jax.errors import unknown_name
 
 Operation = Literal["fused", "mbconv"]
+Activation = Literal["silu", "relu6"]
 Rate = Any  # A float, or a traced scalar.
 
 
@@ -45,6 +48,9 @@ class Spec:
       depth: multiplies every number of repeats.
       keep_filters: whether scaling rounds up rather than lose more than 10 % of the channels:
         EfficientNet V1's rule, which V2's code dropped.
+      activation: after every convolution but the projections.
+      scale_ends: whether the coefficients also apply to the filters of stem and head and to the
+        repeats of the first and the last row.
       train_size: largest training image size of the released recipe, pixels.
       eval_size: evaluation image size, pixels.
       dropout_rate: head dropout of the released recipe.
@@ -59,10 +65,22 @@ class Spec:
     width: float = 1.0
     depth: float = 1.0
     keep_filters: bool = False
+    activation: Activation = "silu"
+    scale_ends: bool = True
 
     def scaled(self, filters: int) -> int:
         """Scales a number of channels by the width coefficient."""
         return scale_filters(filters, self.width, keep_filters=self.keep_filters)
+
+    def scaled_end(self, filters: int) -> int:
+        """Scales the channels of the stem or the head."""
+        return self.scaled(filters) if self.scale_ends else filters
+
+    def scaled_repeats(self, row: int) -> int:
+        """The number of blocks of the row with that index."""
+        is_end = row in (0, len(self.rows) - 1)
+        depth = 1.0 if is_end and not self.scale_ends else self.depth
+        return scale_repeats(self.rows[row].repeats, depth)
 
 
 def _fused(repeats: int, stride: int, expansion: int, filters: int) -> BlockRow:
@@ -114,6 +132,20 @@ def _v1(eval_size: int, dropout_rate: float, width: float, depth: float) -> Spec
         width,
         depth,
         keep_filters=True,
+    )
+
+
+_LITE_ROWS = tuple(dataclasses.replace(row, squeeze_ratio=None) for row in _V1_ROWS)
+
+
+def _lite(eval_size: int, dropout_rate: float, width: float, depth: float) -> Spec:
+    # efficientnet_lite_builder.py trains at the size that it evaluates.
+    return dataclasses.replace(
+        _v1(eval_size, dropout_rate, width, depth),
+        rows=_LITE_ROWS,
+        train_size=eval_size,
+        activation="relu6",
+        scale_ends=False,
     )
 
 
@@ -194,6 +226,12 @@ SPECS: dict[str, Spec] = {
     "efficientnet-b5": _v1(456, 0.4, 1.6, 2.2),
     "efficientnet-b6": _v1(528, 0.5, 1.8, 2.6),
     "efficientnet-b7": _v1(600, 0.5, 2.0, 3.1),
+    # efficientnet_lite_builder.py, efficientnet_lite_params.
+    "efficientnet-lite0": _lite(224, 0.2, 1.0, 1.0),
+    "efficientnet-lite1": _lite(240, 0.2, 1.0, 1.1),
+    "efficientnet-lite2": _lite(260, 0.3, 1.1, 1.2),
+    "efficientnet-lite3": _lite(280, 0.3, 1.2, 1.4),
+    "efficientnet-lite4": _lite(300, 0.3, 1.4, 1.8),
 }
 
 
@@ -227,8 +265,10 @@ def scale_repeats(repeats: int, depth: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One block of the unrolled network."""
+    """One block of the unrolled network; `row` and `repeat` say where in the table it stands."""
 
+    row: int
+    repeat: int
     operation: Operation
     kernel_size: int
     stride: int
@@ -253,13 +293,15 @@ class Block:
 def unroll(spec: Spec) -> tuple[Block, ...]:
     """The blocks of a variant in order, with the coefficients applied."""
     blocks = []
-    in_filters = spec.scaled(spec.stem_filters)
-    for row in spec.rows:
+    in_filters = spec.scaled_end(spec.stem_filters)
+    for index, row in enumerate(spec.rows):
         out_filters = spec.scaled(row.filters)
-        for repeat in range(scale_repeats(row.repeats, spec.depth)):
+        for repeat in range(spec.scaled_repeats(index)):
             stride = row.stride if repeat == 0 else 1
             blocks.append(
                 Block(
+                    index,
+                    repeat,
                     row.operation,
                     row.kernel_size,
                     stride,

@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging as standard_logging
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 
+from effnetv2_jax import command_line
 from effnetv2_jax.errors import InputError, unknown_name
 
 FLAGS = flags.FLAGS
@@ -335,47 +335,28 @@ def _define_flags() -> None:
     )
 
 
-def _parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Parses the command line; a mistake is one sentence and exit status 2."""
-    _define_flags()
-    try:
-        rest: list[str] = FLAGS(list(arguments))
-        if len(rest) != 2:
-            raise InputError(
-                f"{len(rest) - 1} data sets are named: give one, as `python -m "
-                "effnetv2_jax.tools.prepare_data cifar10`."
-            )
-    except (InputError, flags.Error) as error:
-        _fail(error)
-    return rest
-
-
-def _fail(error: BaseException) -> None:
-    """Prints a mistake as one line and exits with status 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: list[str]) -> None:
     """The command line."""
     logging.set_verbosity(logging.INFO)
     standard_logging.getLogger("apache_beam").setLevel(standard_logging.WARNING)
-    try:
-        print(
-            prepare_data(
-                arguments[1],
-                manual_dir=FLAGS.manual_dir,
-                data_dir=FLAGS.data_dir,
-                dry_run=FLAGS.dry_run,
-                verify=FLAGS.verify,
-                num_workers=FLAGS.num_workers,
-                on_corrupt=FLAGS.on_corrupt,
-                beam_options=FLAGS.beam_options,
-            )
+    print(
+        prepare_data(
+            arguments[0],
+            manual_dir=FLAGS.manual_dir,
+            data_dir=FLAGS.data_dir,
+            dry_run=FLAGS.dry_run,
+            verify=FLAGS.verify,
+            num_workers=FLAGS.num_workers,
+            on_corrupt=FLAGS.on_corrupt,
+            beam_options=FLAGS.beam_options,
         )
-    except InputError as error:
-        _fail(error)
+    )
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    command_line.run(
+        main,
+        _define_flags,
+        num_arguments=(1, 1),
+        usage="python -m effnetv2_jax.tools.prepare_data cifar10",
+    )

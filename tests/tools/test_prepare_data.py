@@ -179,7 +179,7 @@ def test_the_command_line(tmp_path):
     assert result.stdout.startswith(f"{folder} has 2 classes")
     for arguments, message in (
         ([folder, "--verify"], "error: 1 of 20 images do not decode"),
-        ([], "error: 0 data sets are named"),
+        ([], "error: 0 arguments are given"),
         ([folder, "--very"], "error: Unknown command line flag 'very'"),
     ):
         result = run_tool(*arguments)
