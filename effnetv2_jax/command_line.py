@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from effnetv2_jax.errors import InputError
 
@@ -43,6 +43,8 @@ def run(
         return rest
 
     def guarded(arguments: Sequence[str]) -> int | None:
+        # JAX tells at INFO which backends it did not find.
+        logging.set_verbosity(logging.WARNING)
         try:
             return main(list(arguments[1:]))
         except InputError as error:

@@ -1,7 +1,6 @@
-"""Starting weights from another run: fine-tuning, and transfer to other data sets.
+"""Starting weights from another run or a model folder: fine-tuning, and transfer.
 
-The moving averages of the other run are taken, as evaluation takes them. Every tensor but the
-classifier must have its counterpart; nothing is skipped silently.
+Every tensor but the classifier must have its counterpart; nothing is skipped silently.
 """
 
 from __future__ import annotations
@@ -9,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from effnetv2_jax.checkpoint import read_parts
 from effnetv2_jax.errors import InputError, unknown_name
-from effnetv2_jax.workdir import CONFIG, read_class_names
+from effnetv2_jax.models.efficientnet import EfficientNet
+from effnetv2_jax.weights.model_folder import ModelSpec
+from effnetv2_jax.weights.trained import load_trained
 
 HEADS = ("auto", "keep", "new", "pick")
 _HEAD = "params/classifier/"
@@ -55,15 +54,21 @@ def load_initial_weights(
     init_from: str | os.PathLike[str],
     shapes: dict[str, Any],
     *,
+    model: EfficientNet,
+    mean: Sequence[float],
+    std: Sequence[float],
     init_head: str,
     class_names: Sequence[str] | None,
 ) -> InitialWeights:
-    """Reads the averaged weights of a checkpoint of ours for a new network.
+    """Reads trained weights for a new network, of a run the averaged ones.
 
     Args:
-      init_from: a workdir (its newest checkpoint is read) or one checkpoint in it, for instance
-        `DIR/best/1000`.
+      init_from: what `weights.trained.load_trained` reads: a model folder, a workdir or one
+        checkpoint in it.
       shapes: {'params', 'batch_stats'} of the new network, anything with `shape`.
+      model: the new network.
+      mean: that the new run subtracts from images, in grey levels.
+      std: that it divides by.
       init_head: `auto`: the classifier is kept if the classes are the same, and new otherwise;
         `keep`: it must fit; `new`: random; `pick`: the columns of the new network's classes are
         picked by name out of a classifier that knows more of them (1,000 out of ImageNet-21k),
@@ -71,42 +76,35 @@ def load_initial_weights(
       class_names: of the new network, in the order of its outputs; None if not known.
 
     Raises:
-      InputError: there is no such checkpoint, it is damaged, or it is of another network.
+      InputError: there are no such weights, they are damaged, or of another network.
     """
     if init_head not in HEADS:
         raise unknown_name("init_head", init_head, HEADS)
-    workdir, checkpoint = _find_checkpoint(Path(init_from).expanduser().absolute())
-    try:
-        parts = read_parts(checkpoint, ("ema_params", "ema_batch_stats"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"init_from: the checkpoint {checkpoint} cannot be read ({reason}): name another one."
-        ) from error
-    source = flatten_dict(
-        {"params": parts["ema_params"], "batch_stats": parts["ema_batch_stats"]}, sep="/"
-    )
+    spec, variables = load_trained(init_from)
+    _check_same_arithmetic(init_from, spec, model, mean, std)
+    source = flatten_dict(variables, sep="/")
+    where = os.fspath(init_from)
     target = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
 
     body = {name for name in source if not name.startswith(_HEAD)}
-    _check_same_network(checkpoint, body, source, target)
+    _check_same_network(where, body, source, target)
     values = {name: source[name] for name in body}
     head = [name for name in target if name.startswith(_HEAD)]
-    old_names = read_class_names(workdir)
+    old_names = spec.classes
     known: np.ndarray | None = None
     if init_head == "pick":
-        columns = _columns(old_names, class_names, checkpoint)
+        columns = _columns(old_names, class_names, where)
         spare = target[head[0]][-1] - len(columns)  # Outputs that stand for no class.
         columns = np.pad(columns, (0, spare), constant_values=-1)
         known = columns >= 0
         values.update({name: source[name][..., np.maximum(columns, 0)] for name in head})
-    elif _keeps_head(init_head, old_names, class_names, source, target, head, checkpoint):
+    elif _keeps_head(init_head, old_names, class_names, source, target, head, where):
         values.update({name: source[name] for name in head})
     new = tuple(sorted(set(target) - set(values)))
     unused = tuple(sorted(set(source) - set(values)))
     logging.info(
         "Weights from %s: %d tensors matched, %d new (%s), %d unused (%s).%s",
-        checkpoint,
+        where,
         len(values),
         len(new),
         ", ".join(new) or "none",
@@ -120,24 +118,36 @@ def load_initial_weights(
     return InitialWeights(values, new, unused, known)
 
 
-def _find_checkpoint(path: Path) -> tuple[Path, Path]:
-    """The workdir and the checkpoint folder that `path` names."""
-    if (path / "default").is_dir():
-        return path.parent.parent, path
-    if not (path / CONFIG).is_file():
-        raise InputError(
-            f"init_from {str(path)!r} is neither a workdir nor a checkpoint of one: name a folder "
-            f"that holds {CONFIG}, or DIR/checkpoints/STEP."
+def _check_same_arithmetic(
+    init_from: str | os.PathLike[str],
+    spec: ModelSpec,
+    model: EfficientNet,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """What tensors do not show: the same weights compute something else with another padding."""
+    for field in ("padding", "bn_epsilon", "stem_stride"):
+        old, new = getattr(spec, field), getattr(model, field)
+        if old != new:
+            raise InputError(
+                f"init_from: the weights in {os.fspath(init_from)!r} were trained with {field} "
+                f"{old!r} and config.model.{field} is {new!r}: set --config.model.{field}={old}."
+            )
+    # The authors themselves go from 128 to 127.5 between pretraining and fine-tuning.
+    if max(abs(a - b) for a, b in zip((*spec.mean, *spec.std), (*mean, *std), strict=True)) > 1:
+        logging.warning(
+            "The weights in %s were trained on images normalised by mean %s and std %s, and "
+            "config.normalize has %s and %s: fine-tuning has to make up for it.",
+            os.fspath(init_from),
+            spec.mean,
+            spec.std,
+            tuple(mean),
+            tuple(std),
         )
-    folder = path / "checkpoints"
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-    if not steps:
-        raise InputError(f"init_from {str(path)!r} has no checkpoint yet: train it first.")
-    return path, folder / str(max(steps))
 
 
 def _check_same_network(
-    checkpoint: Path, body: set[str], source: dict[str, Any], target: dict[str, tuple[int, ...]]
+    where: str, body: set[str], source: dict[str, Any], target: dict[str, tuple[int, ...]]
 ) -> None:
     wanted = {name for name in target if not name.startswith(_HEAD)}
     problems = [f"{name} is missing" for name in sorted(wanted - body)]
@@ -150,17 +160,17 @@ def _check_same_network(
     if problems:
         more = f" and {len(problems) - 1} more differences" if len(problems) > 1 else ""
         raise InputError(
-            f"init_from: the checkpoint {checkpoint} is of another network ({problems[0]}{more}): "
+            f"init_from: {where} is of another network ({problems[0]}{more}): "
             "use the same config.model."
         )
 
 
 def _columns(
-    old_names: Sequence[str] | None, new_names: Sequence[str] | None, checkpoint: Path
+    old_names: Sequence[str] | None, new_names: Sequence[str] | None, where: str
 ) -> np.ndarray:
     """For each new class its column in the old classifier, or -1."""
     if old_names is None or new_names is None:
-        which = "the checkpoint's" if old_names is None else "the data set's"
+        which = "the weights'" if old_names is None else "the data set's"
         raise InputError(
             f"init_head 'pick' goes by class names, and {which} are not known: use init_head=new."
         )
@@ -168,7 +178,7 @@ def _columns(
     columns = np.array([places.get(name, -1) for name in new_names])
     if (columns < 0).all():
         raise InputError(
-            f"init_head 'pick': the classifier of {checkpoint} knows none of the "
+            f"init_head 'pick': the classifier of {where} knows none of the "
             f"{len(columns)} classes ({new_names[0]}, ...): use init_head=new."
         )
     return columns
@@ -181,7 +191,7 @@ def _keeps_head(
     source: dict[str, Any],
     target: dict[str, tuple[int, ...]],
     head: list[str],
-    checkpoint: Path,
+    where: str,
 ) -> bool:
     if init_head == "new":
         return False
@@ -189,7 +199,7 @@ def _keeps_head(
     same = fits and (old_names is None or new_names is None or list(old_names) == list(new_names))
     if init_head == "keep" and not same:
         raise InputError(
-            f"init_head 'keep': the classifier of {checkpoint} is for other classes than the "
+            f"init_head 'keep': the classifier of {where} is for other classes than the "
             "data set's: use init_head=new or pick."
         )
     return same

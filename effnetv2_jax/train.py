@@ -163,6 +163,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         initial = load_initial_weights(
             config.init_from,
             {"params": template.params, "batch_stats": template.batch_stats},
+            model=model,
+            mean=config.normalize.mean,
+            std=config.normalize.std,
             init_head=config.init_head,
             class_names=dataset.class_names,
         )

@@ -11,11 +11,13 @@ import json
 import numpy as np
 import pytest
 
-from effnetv2_jax import train_and_evaluate
+from effnetv2_jax import load_model, save_model, train_and_evaluate
 from effnetv2_jax.checkpoint import read_parts
 from effnetv2_jax.data.builders.imagenet21k import Imagenet21k, Imagenet21kConfig
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.initial_weights import load_initial_weights
+from effnetv2_jax.models.efficientnet import create_model
+from effnetv2_jax.weights.trained import load_trained
 from effnetv2_jax.workdir import read_class_names
 from tests.data.miniature_21k import CAR, CAT, DOG, SYNSETS, encode, write_archive
 from tests.every_config import load
@@ -108,12 +110,22 @@ def shapes_of(workdir):
     return {"params": parts["ema_params"], "batch_stats": parts["ema_batch_stats"]}
 
 
+def initial_weights(init_from, shapes, *, head, names, **changes):
+    """For a new network that only its shapes describe."""
+    arguments = {
+        "model": create_model("efficientnetv2-l", stem_stride=1),
+        "mean": (128.0,) * 3,
+        "std": (128.0,) * 3,
+    }
+    return load_initial_weights(
+        init_from, shapes, init_head=head, class_names=names, **arguments | changes
+    )
+
+
 def test_the_columns_of_known_classes_are_picked_by_name(chain):
     source = averages(chain / "l_21k")
     names = [CAR, "n99999999", DOG]
-    weights = load_initial_weights(
-        chain / "l_21k", shapes_of(chain / "ft1k"), init_head="pick", class_names=names
-    )
+    weights = initial_weights(chain / "l_21k", shapes_of(chain / "ft1k"), head="pick", names=names)
     assert weights.new == weights.unused == ()
     assert weights.known_classes.tolist() == [True, False, True]
     old = source["ema_params"]["classifier"]["kernel"]
@@ -130,23 +142,23 @@ def test_the_columns_of_known_classes_are_picked_by_name(chain):
 
 
 def test_a_new_head_is_named_and_the_rest_matches(chain):
-    weights = load_initial_weights(
+    weights = initial_weights(
         chain / "ft1k",
         shapes_of(chain / "flowers_run"),
-        init_head="auto",
-        class_names=["daisy", "rose"],
+        head="auto",
+        names=["daisy", "rose"],
     )
     assert weights.new == weights.unused == ("params/classifier/bias", HEAD)
-    same = load_initial_weights(
+    same = initial_weights(
         chain / "ft1k",
         shapes_of(chain / "ft1k"),
-        init_head="auto",
-        class_names=read_class_names(chain / "ft1k"),
+        head="auto",
+        names=read_class_names(chain / "ft1k"),
     )
     assert HEAD in same.values and same.new == ()
     # As many classes, but others.
-    other = load_initial_weights(
-        chain / "ft1k", shapes_of(chain / "ft1k"), init_head="auto", class_names=["a", "b", "c"]
+    other = initial_weights(
+        chain / "ft1k", shapes_of(chain / "ft1k"), head="auto", names=["a", "b", "c"]
     )
     assert other.new == ("params/classifier/bias", HEAD)
 
@@ -158,18 +170,42 @@ def test_a_new_head_is_named_and_the_rest_matches(chain):
         ("l_21k", "pick", ["daisy", "rose"], "knows none of the 2 classes"),
         ("l_21k", "pick", None, "the data set's are not known: use init_head=new"),
         ("l_21k", "pik", ["daisy"], "unknown init_head 'pik': did you mean pick"),
-        ("data", "new", None, "is neither a workdir nor a checkpoint of one"),
-        ("nowhere", "new", None, "is neither a workdir nor a checkpoint of one"),
+        ("data", "new", None, "is neither a model folder nor a workdir"),
+        ("nowhere", "new", None, "is neither a model folder nor a workdir"),
     ],
 )
 def test_mistakes_are_one_sentence(chain, init_from, head, names, message):
     with pytest.raises(InputError, match=message):
-        load_initial_weights(
-            chain / init_from,
-            shapes_of(chain / "flowers_run"),
-            init_head=head,
-            class_names=names,
-        )
+        initial_weights(chain / init_from, shapes_of(chain / "flowers_run"), head=head, names=names)
+
+
+def test_the_padding_and_the_normalisation_are_compared(chain, caplog):
+    shapes = shapes_of(chain / "flowers_run")
+    symmetric = create_model("efficientnetv2-l", stem_stride=1, padding="symmetric")
+    with pytest.raises(InputError, match=r"set --config\.model\.padding=same"):
+        initial_weights(chain / "ft1k", shapes, head="new", names=None, model=symmetric)
+    with caplog.at_level("WARNING"):
+        initial_weights(chain / "ft1k", shapes, head="new", names=None)
+        assert "normalised by" not in caplog.text
+        initial_weights(chain / "ft1k", shapes, head="new", names=None, std=(58.0, 57.0, 57.0))
+        assert "normalised by" in caplog.text
+
+
+def test_a_run_becomes_a_model_folder_that_fine_tuning_starts_from(chain, tmp_path):
+    spec, variables = load_trained(chain / "ft1k")
+    folder = save_model(tmp_path / "model", spec, variables)
+    model, loaded, found = load_model(folder)
+    assert found == spec
+    assert list(spec.classes) == read_class_names(chain / "ft1k")
+    assert (spec.variant, spec.eval_size) == ("efficientnetv2-l", 32)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_array_equal(model.apply(loaded, images), model.apply(variables, images))
+    shapes = shapes_of(chain / "flowers_run")
+    from_run = initial_weights(chain / "ft1k", shapes, head="new", names=None)
+    from_folder = initial_weights(folder, shapes, head="new", names=None)
+    assert from_run.values.keys() == from_folder.values.keys()
+    for name, value in from_run.values.items():
+        np.testing.assert_array_equal(value, from_folder.values[name])
 
 
 def test_another_network_is_refused_before_anything_is_written(chain, tmp_path):

@@ -44,7 +44,8 @@ class ModelSpec:
       scores: how logits become probabilities: `softmax`, or `sigmoid` where classes are
         independent.
       label_space: the name of the data set whose classes these are.
-      classes: the identifier of each class, for instance its synset; None if not known.
+      classes: the identifier of each class, for instance its synset; None if not known. Outputs
+        beyond them stand for no class.
       class_names: words for each class; None: the identifiers.
       source: where the weights come from.
       licence: of the weights, as far as known.
@@ -76,10 +77,10 @@ class ModelSpec:
             raise unknown_name("scores", self.scores, SCORES)
         for field in ("classes", "class_names"):
             names = getattr(self, field)
-            if names is not None and len(names) != self.num_classes:
+            if names is not None and len(names) > self.num_classes:
                 raise InputError(
-                    f"{field} has {len(names)} entries for {self.num_classes} classes: give one "
-                    "for each, or none."
+                    f"{field} has {len(names)} entries for {self.num_classes} classes: give at "
+                    "most one for each."
                 )
 
     def create_model(self, **overrides: Any) -> Any:
