@@ -13,6 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["effnetv2_jax", "effnetv2_jax.*"]),
+    package_data={"effnetv2_jax.data": ["*.tsv"]},
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12,<0.1",
@@ -38,10 +39,13 @@ setup(
         # Prepares ImageNet-21k. 2.77 is the first that installs beside TensorFlow 2.21.
         "imagenet21k": ["apache-beam>=2.77,<3"],
         "digits": ["scikit-learn>=1.6,<2"],
+        # `tools.predict --format=parquet`.
+        "parquet": ["pyarrow>=16"],
         "dev": [
             "apache-beam>=2.77,<3",
             "mypy>=2.0,<3",
             "pillow>=11",
+            "pyarrow>=16",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.15,<0.18",

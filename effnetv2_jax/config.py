@@ -119,6 +119,7 @@ def base_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.image_size = 384
     config.eval.crop = "released"
+    config.eval.crop_fraction = config_dict.placeholder(float)  # Of `center`.
     config.eval.resize = "bilinear"
     config.eval.batch_size = 1024
     config.eval.every_epochs = 10.0

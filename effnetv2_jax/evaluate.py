@@ -24,6 +24,7 @@ class Evaluator:
       batch_size: global; rounded up to a multiple of the devices and down to what the largest
         split can fill, since the tail is padded and masked anyway.
       crop: the evaluation crop, see `data.preprocess.eval_crop`.
+      crop_fraction: see there.
       resize: see there.
       mean: of each colour channel, in grey levels.
       std: likewise.
@@ -41,12 +42,13 @@ class Evaluator:
         loss: Loss,
         batch_size: int,
         crop: str,
+        crop_fraction: float | None = None,
         resize: str,
         mean: Sequence[float],
         std: Sequence[float],
         on_corrupt: str = "raise",
     ):
-        check_evaluation(crop=crop, resize=resize)
+        check_evaluation(crop=crop, crop_fraction=crop_fraction, resize=resize)
         num_devices = jax.device_count()
         most = max(source.num_examples for source in splits.values())
         per_device = -(-min(batch_size, most) // num_devices)
@@ -55,6 +57,7 @@ class Evaluator:
             "batch_size": per_device * num_devices,
             "num_classes": model.num_classes,
             "crop": crop,
+            "crop_fraction": crop_fraction,
             "resize": resize,
             "on_corrupt": on_corrupt,
             "process_index": jax.process_index(),

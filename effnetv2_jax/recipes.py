@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from effnetv2_jax.config import base_config
 from effnetv2_jax.errors import InputError, unknown_name
 from effnetv2_jax.models.specs import get_spec
+from effnetv2_jax.weights.model_folder import ModelSpec
+from effnetv2_jax.weights.trained import MODEL_FIELDS, load_spec_of
 
 RECIPES = ("paper", "released")
 
@@ -66,7 +68,7 @@ _RELEASED_STRENGTHS = {
 
 
 def _is_v1(variant: str) -> bool:
-    return variant.startswith("efficientnet-")
+    return variant.startswith("efficientnet-b")
 
 
 def stage_settings(variant: str, recipe: str) -> StageSettings:
@@ -277,6 +279,52 @@ def transfer(variant: str, data: str, recipe: str) -> ConfigDict:
     config.checkpoint.every_epochs = every_epochs
     if recipe == "paper":
         config.optimizer.weight_decay = 0.0
+    return config
+
+
+def finetune(model: str | None, data: str) -> ConfigDict:
+    """Fine-tuning on a data set of one's own; not of the paper.
+
+    Network, normalisation, evaluation size, crop and interpolation are those of the weights.
+
+    Args:
+      model: what `weights.trained.load_spec_of` describes: a model folder, a workdir or a
+        checkpoint; None: EfficientNetV2-S, whose weights `init_from` still has to name.
+      data: as `config.data.name`, or the path of a folder of class folders.
+    """
+    if model is None:
+        spec = ModelSpec("efficientnetv2-s", 1000, get_spec("efficientnetv2-s").eval_size)
+    else:
+        spec = load_spec_of(model)
+    config = base_config()
+    config.init_from = model or ""
+    config.model.update({field: getattr(spec, field) for field in MODEL_FIELDS})
+    config.model.update(dtype="float32", drop_path_rate=0.1)
+    config.data.name = data if ":" in data or "/" not in data else f"folder:{data}"
+    config.normalize.update(mean=spec.mean, std=spec.std)
+    config.eval.update(
+        image_size=spec.eval_size,
+        crop=spec.crop,
+        crop_fraction=spec.crop_fraction,
+        resize=spec.resize,
+        batch_size=64,
+        every_epochs=1.0,
+    )
+    config.batch_size = 64
+    config.num_epochs = 10.0
+    # A few hundred steps: the averages have to follow, and a crop has to show the object.
+    config.ema_decay = 0.99
+    config.model.bn_decay = 0.9
+    config.augment.update(crop_area=(0.35, 1.0), resize=spec.resize)
+    config.progressive.update(
+        num_stages=2,
+        image_size=(spec.eval_size * 3 // 4, spec.eval_size),
+        dropout_rate=(0.1, 0.3),
+        randaug_magnitude=(3.0, 9.0),
+    )
+    config.optimizer.weight_decay = 0.0
+    config.learning_rate.update(per_256_images=0.008, schedule="cosine", warmup_epochs=1.0)
+    config.log_every_steps = 20
     return config
 
 

@@ -147,7 +147,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         splits,
         loss=loss,
         on_corrupt=config.on_corrupt,
-        **{name: config.eval[name] for name in ("batch_size", "crop", "resize")},
+        **{name: config.eval[name] for name in ("batch_size", "crop", "crop_fraction", "resize")},
         **config.normalize,
     )
     path = Path(workdir).absolute()

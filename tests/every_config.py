@@ -24,6 +24,8 @@ SIZES = {
     "cars196": (8_144, 8_041, 196),
     "digits": (1_438, 359, 10),
     "fashion_mnist": (60_000, 10_000, 10),
+    # Any folder of images, of this size for instance.
+    "folder:data": (1_000, 100, 5),
 }
 _FROM_SCRATCH = ("s", "m", "l", "b0", "b1", "b2", "b3")
 _WITH_21K = ("s", "m", "l", "xl")
@@ -31,7 +33,7 @@ _WITH_21K = ("s", "m", "l", "xl")
 
 def _arguments() -> dict[str, list[str]]:
     """File name -> arguments."""
-    table = {"digits": [""], "fashion_mnist": [""]}
+    table = {"digits": [""], "fashion_mnist": [""], "finetune": [""]}
     names = [*_FROM_SCRATCH, *(f"{v}_21k{end}" for v in _WITH_21K for end in ("", "_ft1k"))]
     for name in names:
         table[name] = [f"recipe={recipe}" for recipe in RECIPES]
@@ -41,7 +43,7 @@ def _arguments() -> dict[str, list[str]]:
         for data in TRANSFER_DATA
         for recipe in RECIPES
     ]
-    v1 = [v.removeprefix("efficientnet-") for v in list_variants() if "v2" not in v]
+    v1 = [v.removeprefix("efficientnet-") for v in list_variants() if "-b" in v and "v2" not in v]
     table["v1"] = [
         f"{variant},{rest}"
         for variant in v1

@@ -26,7 +26,11 @@ def test_loads_locked_and_makes_a_plan(name, argument):
     assert config.is_locked
     assert config.to_dict().keys() == base_config().to_dict().keys()
     check_augmentation(**config.augment)
-    check_evaluation(crop=config.eval.crop, resize=config.eval.resize)
+    check_evaluation(
+        crop=config.eval.crop,
+        crop_fraction=config.eval.crop_fraction,
+        resize=config.eval.resize,
+    )
     check_mixing(config.mixing)
     Loss(**config.loss)
     run = plan(config)
@@ -60,7 +64,7 @@ def test_a_file_says_what_it_stands_for(name):
     text = (CONFIGS / f"{name}.py").read_text(encoding="utf-8")
     heading = text.split('"""')[1]
     assert f"python -m effnetv2_jax.main --config=configs/{name}.py" in heading
-    if name in ("digits", "fashion_mnist"):
+    if name in ("digits", "fashion_mnist", "finetune"):
         assert "Not a run of the paper" in heading
     else:
         assert "Table" in heading or "In no table" in heading

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.resources
 import json
 import os
 import re
@@ -24,6 +25,8 @@ SYNSET = re.compile(r"n\d{8}")
 # The names under which image-net.org publishes WordNet's words and its hierarchy.
 WORDS_FILE = "words.txt"
 IS_A_FILE = "wordnet.is_a.txt"
+# Beside this file; `tools.make_class_names` wrote it.
+IMAGENET1K_FILE = "imagenet1k_classes.tsv"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +164,16 @@ class LabelSpace:
             human_names = tuple(known.get(synset, synset) for synset in ordered)
         parents = {} if is_a is None else _parents(ordered, _pairs(is_a, None))
         return cls(name, ordered, human_names, parents)
+
+
+@functools.cache
+def imagenet1k_label_space() -> LabelSpace:
+    """The 1000 classes of ImageNet-1k with WordNet's words, as TFDS's imagenet2012 orders them."""
+    file = importlib.resources.files(__package__) / IMAGENET1K_FILE
+    lines = file.read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("\t") for line in lines if not line.startswith("#")]
+    synsets, names = zip(*pairs, strict=True)
+    return LabelSpace("imagenet2012", synsets, names)
 
 
 def _parents(

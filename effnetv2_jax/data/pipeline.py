@@ -197,9 +197,14 @@ def check_augmentation(
         raise InputError(f"randaug_layers {randaug_layers} must be 0 (off) or more.")
 
 
-def check_evaluation(*, crop: str, resize: str) -> None:
-    """Raises `InputError` unless `preprocess.eval_crop` has this rule and this resize."""
+def check_evaluation(*, crop: str, crop_fraction: float | None, resize: str) -> None:
+    """Raises `InputError` unless `preprocess.eval_crop` takes these arguments."""
     _check_name("evaluation crop", crop, EVAL_CROPS)
+    if crop_fraction is not None and (crop != "center" or not 0 < crop_fraction <= 1):
+        raise InputError(
+            f"crop_fraction {crop_fraction} must be above 0 and at most 1, and only crop 'center' "
+            f"has one, not {crop!r}."
+        )
     _check_name("resize method", resize, RESIZES)
 
 
@@ -237,6 +242,7 @@ def eval_batches(
     image_size: int,
     num_classes: int,
     crop: str = "released",
+    crop_fraction: float | None = None,
     resize: str = "bilinear",
     on_corrupt: str = "raise",
     process_index: int = 0,
@@ -250,7 +256,8 @@ def eval_batches(
       image_size: the side of the images in pixels.
       num_classes: labels must be below it.
       crop: the rule of `preprocess.eval_crop`: released, center, squash or legacy.
-      resize: bilinear or bicubic, see there.
+      crop_fraction: see there.
+      resize: of `preprocess.RESIZES`, see there.
       on_corrupt: whether an image that cannot be decoded is an error (`raise`), or is logged,
         masked and counted in `EvalBatches.skipped` (`skip`).
       process_index: which process this is.
@@ -268,14 +275,20 @@ def eval_batches(
         (with `skip`: none of a full batch), a label is out of range, or a file is damaged.
     """
     local_batch = _local_batch(batch_size, process_index, process_count, image_size)
-    check_evaluation(crop=crop, resize=resize)
+    check_evaluation(crop=crop, crop_fraction=crop_fraction, resize=resize)
     check_on_corrupt(on_corrupt)
     stream = source.eval_stream(
         batch_size=batch_size, process_index=process_index, process_count=process_count
     )
 
     def prepare(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image = eval_crop(example["image"], image_size=image_size, rule=crop, resize=resize)
+        image = eval_crop(
+            example["image"],
+            image_size=image_size,
+            rule=crop,
+            fraction=crop_fraction,
+            resize=resize,
+        )
         return {**example, "image": image}
 
     pipeline = _Pipeline(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from effnetv2_jax.data.label_space import imagenet1k_label_space
 from effnetv2_jax.errors import InputError, unknown_name
 from effnetv2_jax.models.specs import Spec, get_spec
 from effnetv2_jax.weights import pytorch
@@ -190,9 +191,16 @@ def _spec(
         "source": source,
         "scores": "softmax",
         **default_preprocessing(source, variant, num_classes),
+        **(_imagenet1k_classes() if num_classes == 1000 else {}),
         **overrides,
     }
     return ModelSpec(**fields)
+
+
+def _imagenet1k_classes() -> dict[str, Any]:
+    """A thousand classes of published weights are those of ImageNet-1k, in its order."""
+    space = imagenet1k_label_space()
+    return {"label_space": space.name, "classes": space.synsets}
 
 
 def _random(spec: ModelSpec, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from effnetv2_jax.checkpoint import read_parts
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.weights.model_folder import SPEC, ModelSpec, load_model
+from effnetv2_jax.weights.model_folder import SPEC, ModelSpec, load_model, load_spec
 from effnetv2_jax.workdir import CONFIG, PLAN, read_class_names
 
 # The network of a configuration that a spec repeats under the same name.
@@ -44,13 +44,11 @@ def load_trained(
         _, variables, spec = load_model(folder)
         return spec, variables
     workdir, checkpoint = _find_checkpoint(folder)
+    spec = _spec_of_run(workdir, checkpoint)
     prefix = "ema_" * averaged
     try:
         parts = read_parts(checkpoint, (f"{prefix}params", f"{prefix}batch_stats"))
-        spec = _spec_of_run(workdir, checkpoint)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"the checkpoint {checkpoint} cannot be read ({reason}): name another one."
@@ -59,6 +57,18 @@ def load_trained(
         "params": parts[f"{prefix}params"],
         "batch_stats": parts[f"{prefix}batch_stats"],
     }
+
+
+def load_spec_of(path: str | os.PathLike[str]) -> ModelSpec:
+    """What the weights are that `load_trained` would read.
+
+    Raises:
+      InputError: there are none, or nothing describes them.
+    """
+    folder = Path(path).expanduser().absolute()
+    if (folder / SPEC).is_file():
+        return load_spec(folder)
+    return _spec_of_run(*_find_checkpoint(folder))
 
 
 def _find_checkpoint(path: Path) -> tuple[Path, Path]:
@@ -79,21 +89,27 @@ def _find_checkpoint(path: Path) -> tuple[Path, Path]:
 
 def _spec_of_run(workdir: Path, checkpoint: Path) -> ModelSpec:
     """What a run's configuration says of its weights."""
-    config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
-    plan = json.loads((workdir / PLAN).read_text(encoding="utf-8"))
-    classes = read_class_names(workdir)
-    num_classes = plan["num_classes"]
-    return ModelSpec(
-        num_classes=num_classes,
-        eval_size=config["eval"]["image_size"],
-        train_size=max(stage["image_size"] for stage in plan["stages"]),
-        mean=tuple(config["normalize"]["mean"]),
-        std=tuple(config["normalize"]["std"]),
-        crop=config["eval"]["crop"],
-        resize=config["eval"]["resize"],
-        scores=config["loss"]["kind"],
-        label_space=config["data"]["name"],
-        classes=tuple(classes) if classes else None,
-        source=f"effnetv2_jax run, checkpoint of step {checkpoint.name}",
-        **{field: config["model"][field] for field in MODEL_FIELDS if field in config["model"]},
-    )
+    try:
+        config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+        plan = json.loads((workdir / PLAN).read_text(encoding="utf-8"))
+        classes = read_class_names(workdir)
+        model, evaluation = config["model"], config["eval"]
+        return ModelSpec(
+            num_classes=plan["num_classes"],
+            eval_size=evaluation["image_size"],
+            train_size=max(stage["image_size"] for stage in plan["stages"]),
+            mean=tuple(config["normalize"]["mean"]),
+            std=tuple(config["normalize"]["std"]),
+            crop=evaluation["crop"],
+            crop_fraction=evaluation.get("crop_fraction"),
+            resize=evaluation["resize"],
+            scores=config["loss"]["kind"],
+            label_space=config["data"]["name"],
+            classes=tuple(classes) if classes else None,
+            source=f"effnetv2_jax run, checkpoint of step {checkpoint.name}",
+            **{field: model[field] for field in MODEL_FIELDS if field in model},
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{CONFIG} or {PLAN} of {str(workdir)!r} cannot be read ({error}): name another run."
+        ) from error

@@ -41,12 +41,13 @@ FLOAT32_TOLERANCE = 2e-6
 BFLOAT16_TOLERANCE = 2.0**-8
 
 
-def _functions(stride: int, groups: int):
-    ours = functools.partial(convolution, stride=stride, groups=groups)
+def _functions(stride: int, groups: int, symmetric_kernel: int | None = None):
+    padding = "same" if symmetric_kernel is None else "symmetric"
+    ours = functools.partial(convolution, stride=stride, groups=groups, padding=padding)
     plain = functools.partial(
         lax.conv_general_dilated,
         window_strides=(stride, stride),
-        padding="SAME",
+        padding="SAME" if symmetric_kernel is None else [(symmetric_kernel // 2,) * 2] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
@@ -92,6 +93,16 @@ def _assert_close(actual, expected, tolerance):
 def test_outputs_and_both_gradients(case):
     arguments, groups = _inputs(*case)
     ours, plain = _functions(case[1], groups)
+    expected = jax.jit(functools.partial(_with_gradients, plain))(*arguments)
+    _assert_close(
+        jax.jit(functools.partial(_with_gradients, ours))(*arguments), expected, FLOAT32_TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_symmetric_padding(case):
+    arguments, groups = _inputs(*case)
+    ours, plain = _functions(case[1], groups, symmetric_kernel=case[0])
     expected = jax.jit(functools.partial(_with_gradients, plain))(*arguments)
     _assert_close(
         jax.jit(functools.partial(_with_gradients, ours))(*arguments), expected, FLOAT32_TOLERANCE

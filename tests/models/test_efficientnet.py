@@ -46,6 +46,12 @@ COUNTS = {
     "efficientnet-b5": (30_389_784, 172_736, 738, 506),
     "efficientnet-b6": (43_040_704, 224_432, 852, 584),
     "efficientnet-b7": (66_347_960, 310_720, 1037, 711),
+    # As timm counts its tf_efficientnet_lite models.
+    "efficientnet-lite0": (4_652_008, 42_016, 247, 149),
+    "efficientnet-lite1": (5_416_680, 53_664, 322, 194),
+    "efficientnet-lite2": (6_092_072, 58_096, 322, 194),
+    "efficientnet-lite3": (8_197_096, 76_672, 367, 221),
+    "efficientnet-lite4": (13_006_568, 112_368, 457, 275),
 }
 # Squeeze-excitation's inner width in the first block of a row and in the others: a quarter of
 # the block's input, which in the first block is the row before.
@@ -205,6 +211,20 @@ def test_v1_squeezes_every_block_by_a_quarter_of_its_input():
     assert [shape[-1] for shape in blocks] == widths
     # The rule of V1 lifts 19.2 channels to 24, that of V2's code would leave 16.
     assert params["blocks_0"]["project_conv"]["kernel"].shape[-1] == 24
+
+
+def test_lite_has_no_squeeze_relu6_and_ends_of_one_size():
+    shapes = _variant_shapes("efficientnet-lite4")["params"]
+    assert not any("se" in block for block in shapes.values())
+    assert shapes["stem_conv"]["kernel"].shape == (3, 3, 3, 32)
+    assert shapes["head_conv"]["kernel"].shape == (1, 1, 448, 1280)
+    # Depth 1.8 leaves the first and the last row at one block: 1, 4, 4, 6, 6, 8, 1.
+    assert sum(name.startswith("blocks_") for name in shapes) == 30
+    assert shapes["blocks_29"]["project_conv"]["kernel"].shape[-1] == 448
+    assert shapes["blocks_28"]["project_conv"]["kernel"].shape[-1] == 272
+    model = create_model("efficientnet-lite0", num_classes=5)
+    _, _, endpoints = _run_blocks(model, _random_variables(model), 40 * _images())
+    assert endpoints["features"].max() == 6.0 and endpoints["features"].min() == 0.0
 
 
 DROPOUT_RATES = {
@@ -608,6 +628,24 @@ def test_an_unknown_variant_names_the_nearest():
         create_model("efficientnet-v2-s")
     with pytest.raises(InputError, match=r"variant 'vgg': choose one of efficientnet-b0, "):
         create_model("vgg")
+
+
+def test_an_unknown_padding_names_the_nearest():
+    with pytest.raises(InputError, match=r"unknown padding 'symetric': did you mean symmetric\?"):
+        create_model("efficientnetv2-b0", padding="symetric")
+
+
+def test_symmetric_padding_moves_the_strided_convolutions_by_a_pixel():
+    same, symmetric = _tiny(), _tiny(padding="symmetric")
+    variables = _random_variables(same)
+    for side in (32, 33):
+        images = _images(height=side, width=side)
+        differs = not np.allclose(
+            same.apply(variables, images), symmetric.apply(variables, images), atol=1e-3
+        )
+        # Of 33 px 17, 9, 5, 3 and 2 are left: every map but the last is odd, and only an even one
+        # is padded at one side alone.
+        assert differs == (side == 32)
 
 
 def test_an_unknown_override_names_the_nearest():

@@ -34,6 +34,13 @@ TOTALS = {
     "efficientnet-b5": 10.266e9,
     "efficientnet-b6": 19.068e9,
     "efficientnet-b7": 37.746e9,
+    # V1's totals without squeeze-excitation; those of its authors (407 M for Lite0) count
+    # normalisation and activation too.
+    "efficientnet-lite0": 0.38519e9,
+    "efficientnet-lite1": 0.60019e9,
+    "efficientnet-lite2": 0.85974e9,
+    "efficientnet-lite3": 1.38332e9,
+    "efficientnet-lite4": 2.55303e9,
 }
 
 
