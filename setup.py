@@ -41,15 +41,22 @@ setup(
         "digits": ["scikit-learn>=1.6,<2"],
         # `tools.predict --format=parquet`.
         "parquet": ["pyarrow>=16"],
+        # `tools.export`: --format=onnx, and LiteRT's own interpreter for --format=tflite.
+        "onnx": ["onnx>=1.23,<2", "onnxruntime>=1.32,<2", "tf2onnx>=1.17,<2"],
+        "tflite": ["ai-edge-litert>=2.3,<3"],
         "dev": [
+            "ai-edge-litert>=2.3,<3",
             "apache-beam>=2.77,<3",
             "mypy>=2.0,<3",
+            "onnx>=1.23,<2",
+            "onnxruntime>=1.32,<2",
             "pillow>=11",
             "pyarrow>=16",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.15,<0.18",
             "scikit-learn>=1.6,<2",
+            "tf2onnx>=1.17,<2",
         ],
     },
 )

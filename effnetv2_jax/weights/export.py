@@ -370,7 +370,9 @@ def _write_onnx(program: Program, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="tflite.", dir=folder) as converted:
         _write_tflite(program, Path(converted))
         file = Path(converted) / _FORMATS["tflite"].file
-        model, _ = tf2onnx.convert.from_tflite(str(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # As in _read_tflite.
+            model, _ = tf2onnx.convert.from_tflite(str(file))
     graph = model.graph
     # TFLite's names are not those of its signature.
     names = {graph.input[0].name: INPUT, graph.output[0].name: program.output}
