@@ -255,9 +255,9 @@ def class_labels(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The identifier and the words of each class.
 
-    A model of 1000 classes that says nothing of them, neither their identifiers nor the name of
-    its data set, is taken for one of ImageNet-1k in the order of its sorted synsets, as all
-    published ones are.
+    Synsets of ImageNet-1k have WordNet's words unless the model has its own. A model of 1000
+    classes without identifiers is taken for one of ImageNet-1k, in the order of the sorted
+    synsets as all published ones are, unless it names another data set.
 
     Args:
       spec: of the model.
@@ -273,15 +273,18 @@ def class_labels(
                 f"model {spec.num_classes}: give the one that it was trained with."
             )
         return label_space.synsets, label_space.human_names or label_space.synsets
-    ids = spec.classes
     known = imagenet1k_label_space()
-    if ids is None and spec.num_classes == known.size:
-        is_imagenet = spec.label_space in (known.name, ModelSpec.label_space)
-        ids = known.synsets if is_imagenet and spec.class_names is None else None
+    # `tfrecord:/path` are ImageNet's official files.
+    is_imagenet = spec.label_space in (known.name, ModelSpec.label_space) or (
+        spec.label_space.startswith("tfrecord:")
+    )
+    ids = spec.classes
+    if ids is None and spec.class_names is None and spec.num_classes == known.size and is_imagenet:
+        ids = known.synsets
     if ids is None:
         ids = tuple(str(index) for index in range(spec.num_classes))
-    names = known.human_names if ids == known.synsets else ids
-    return ids, spec.class_names or names
+    words = dict(zip(known.synsets, known.human_names, strict=True))
+    return ids, spec.class_names or tuple(words.get(name, name) for name in ids)
 
 
 def stack_endpoints(

@@ -75,7 +75,7 @@ def stage_settings(variant: str, recipe: str) -> StageSettings:
     """Progressive learning of a variant on ImageNet-1k.
 
     Args:
-      variant: one of `list_variants()`; V1 has no progressive learning here, see
+      variant: one of `list_variants()`; V1 and Lite have no progressive learning here, see
         `v1_stage_settings`.
       recipe: `paper` or `released`.
     """
@@ -83,7 +83,7 @@ def stage_settings(variant: str, recipe: str) -> StageSettings:
     _check_recipe(recipe)
     if recipe == "paper" and variant in _PAPER:
         return _PAPER[variant]
-    if recipe == "paper" or _is_v1(variant):
+    if recipe == "paper" or not variant.startswith("efficientnetv2-"):
         # Table 11 trains B0 to B3 without progressive learning and without further detail: sizes
         # and dropout are the released ones, and magnitude 10 is the best of Table 5 at 192 px.
         return _fixed(spec.train_size, spec.dropout_rate, 10.0)

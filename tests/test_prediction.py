@@ -100,8 +100,9 @@ CROPS = {
 }
 
 
-@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize(
+    ("crop", "scores"), [("squash", "sigmoid"), *((crop, "softmax") for crop in CROPS)]
+)
 def test_a_prediction_is_the_network_on_the_prepared_image(tmp_path, crop, scores):
     height, width, overrides, prepare = CROPS[crop]
     pixels = noise(3, height, width)
@@ -234,7 +235,6 @@ def test_the_map_of_a_class_that_sees_one_channel_is_that_channel(images, model)
 
 
 def test_grad_cam_is_what_automatic_differentiation_finds(images, model):
-    kernel, bias = model[1]["params"]["classifier"].values()
     found = expected_endpoints(model, [squashed(noise(number)) for number in range(4)])
     kernel, bias = (model[1]["params"]["classifier"][name] for name in ("kernel", "bias"))
     classes = jnp.array([0, 3, 3, 6])
@@ -314,11 +314,17 @@ def test_a_thousand_classes_are_those_of_imagenet_unless_the_model_says_otherwis
     assert class_labels(tiny_spec(num_classes=1000)) == imagenet
     assert class_labels(tiny_spec(num_classes=1000, label_space="imagenet2012")) == imagenet
     assert class_labels(tiny_spec(num_classes=1000, classes=known.synsets)) == imagenet
+    assert class_labels(tiny_spec(num_classes=1000, label_space="tfrecord:/data")) == imagenet
     numbers = tuple(map(str, range(1000)))
     assert class_labels(tiny_spec(num_classes=1000, label_space="folder")) == (numbers, numbers)
     letters = tuple(f"class {number}" for number in range(1000))
     assert class_labels(tiny_spec(num_classes=1000, classes=letters)) == (letters, letters)
     assert class_labels(tiny_spec(num_classes=1000, class_names=letters)) == (numbers, letters)
+
+
+def test_some_synsets_of_imagenet_have_their_words():
+    ids = (*LETTERS[:6], "n02123394")
+    assert class_labels(tiny_spec(classes=ids)) == (ids, (*LETTERS[:6], "Persian cat"))
 
 
 def test_a_label_space_of_another_size_is_refused(model):

@@ -33,6 +33,7 @@ IMAGENET_21K = {
 PROGRESSIVE = ("efficientnetv2-s", "efficientnetv2-m", "efficientnetv2-l", "efficientnetv2-xl")
 BASE = ("efficientnetv2-b0", "efficientnetv2-b1", "efficientnetv2-b2", "efficientnetv2-b3")
 V1 = tuple(f"efficientnet-b{number}" for number in range(8))
+LITE = tuple(f"efficientnet-lite{number}" for number in range(5))
 
 
 def schedule_of(config, plan):
@@ -58,7 +59,7 @@ def effective_ema_decay(config, step):
 
 
 def test_every_variant_is_in_one_of_the_groups():
-    assert set(PROGRESSIVE + BASE + V1) == set(list_variants())
+    assert set(PROGRESSIVE + BASE + V1 + LITE) == set(list_variants())
 
 
 # ------------------------------------------------------------------------------- ImageNet-1k

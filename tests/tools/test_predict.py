@@ -324,7 +324,8 @@ def test_exit_status_0(images, model):
 def test_exit_status_1_where_an_image_is_broken(images, model):
     done = run_tool(f"--model={model}", "--format=csv", folder_of(images))
     assert done.returncode == 1
-    assert without_tensorflow(done.stderr) == [f"broken: {images[2]} {DAMAGED}"]
+    # The decoder has its say before.
+    assert done.stderr.splitlines()[-1] == f"broken: {images[2]} {DAMAGED}"
     errors = [row["error"] for row in csv.DictReader(io.StringIO(done.stdout))]
     assert errors.count(DAMAGED) == 1 and errors.count("") == 20
 
@@ -348,7 +349,7 @@ def test_exit_status_2_on_bad_input(arguments, says):
 
 
 def test_a_reader_that_has_enough(images, model):
-    command = [sys.executable, "-m", "effnetv2_jax.tools.predict", f"--model={model}", *images]
+    command = [sys.executable, "-m", "effnetv2_jax.tools.predict", f"--model={model}", images[0]]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
