@@ -1,10 +1,11 @@
-"""A small EfficientNetV2 on the 70,000 pictures of Fashion-MNIST: progressive learning in minutes.
+"""A small EfficientNetV2 on the 70,000 pictures of Fashion-MNIST: progressive learning in an hour.
 
     python -m effnetv2_jax.main --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
 Not a run of the paper: a data set that installs offline (Debian's package dataset-fashion-mnist,
 or any folder with its four IDX files by --config.data.data_dir), and through TFDS elsewhere.
-Its accuracy is not yet recorded.
+91.89 % top-1 (91.80 % by the averaged weights) in 50 minutes on two CPU cores, see
+experiments/fashion_mnist.
 """
 
 from ml_collections import ConfigDict
