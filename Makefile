@@ -3,17 +3,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-newer lint format clean
+.PHONY: demo test test-slow test-parity test-newer lint format clean
 
 demo: .venv/installed
 	$(BIN)/python -m effnetv2_jax.main --config=configs/digits.py --workdir=runs/digits
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not parity" -n 2 --dist loadfile
 	$(MAKE) --no-print-directory test-newer
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m slow
+
+# Against PyTorch, timm, torchvision and Keras, which take gigabytes in an environment of their own.
+test-parity: .venv/installed-dev .venv-peers/installed-peers
+	$(BIN)/python -m pytest -q -m parity
 
 # A fast subset on a newer Python, whose jax is newer, wherever there is one.
 test-newer:
@@ -22,9 +26,10 @@ test-newer:
 		echo "No Python newer than $(BIN)'s was found: the newer jax is not tested here."; \
 	else \
 		$(MAKE) --no-print-directory PYTHON="$$newer" .venv-newer/installed-dev && \
-		.venv-newer/bin/python -m pytest -q -m "not slow" -n 2 --dist loadfile \
+		.venv-newer/bin/python -m pytest -q -m "not slow and not parity" -n 2 --dist loadfile \
 			tests/models tests/test_steps.py tests/test_train_state.py tests/test_optimizers.py \
-			tests/test_checkpoint.py tests/test_reporting.py tests/data/test_pipeline.py; \
+			tests/test_checkpoint.py tests/test_reporting.py tests/data/test_pipeline.py \
+			tests/tools/test_export.py tests/tools/test_convert.py; \
 	fi
 
 lint: .venv/installed-dev
@@ -50,5 +55,9 @@ format: .venv/installed-dev
 	$*/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+%/installed-peers: tests/requirements-peers.txt | %/bin/python
+	$*/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf .venv .venv-newer .cache runs
+	rm -rf .venv .venv-newer .venv-peers .cache runs

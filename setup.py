@@ -44,9 +44,13 @@ setup(
         # `tools.export`: --format=onnx, and LiteRT's own interpreter for --format=tflite.
         "onnx": ["onnx>=1.23,<2", "onnxruntime>=1.32,<2", "tf2onnx>=1.17,<2"],
         "tflite": ["ai-edge-litert>=2.3,<3"],
+        # Reads the files of Keras, and those of PyTorch that are no safetensors.
+        "keras": ["h5py>=3.10,<4"],
+        "torch": ["torch>=2.9"],
         "dev": [
             "ai-edge-litert>=2.3,<3",
             "apache-beam>=2.77,<3",
+            "h5py>=3.10,<4",
             "mypy>=2.0,<3",
             "onnx>=1.23,<2",
             "onnxruntime>=1.32,<2",

@@ -284,7 +284,13 @@ def class_labels(
     if ids is None:
         ids = tuple(str(index) for index in range(spec.num_classes))
     words = dict(zip(known.synsets, known.human_names, strict=True))
-    return ids, spec.class_names or tuple(words.get(name, name) for name in ids)
+    names = spec.class_names or tuple(words.get(name, name) for name in ids)
+    return _for_each_output(ids, spec), _for_each_output(names, spec)
+
+
+def _for_each_output(labels: tuple[str, ...], spec: ModelSpec) -> tuple[str, ...]:
+    """Outputs beyond the classes, which stand for none, are called by their number."""
+    return (*labels, *(str(index) for index in range(len(labels), spec.num_classes)))
 
 
 def stack_endpoints(

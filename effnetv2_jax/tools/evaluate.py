@@ -88,9 +88,16 @@ def _define_flags() -> None:
 def main(arguments: list[str]) -> None:
     """The command line; it prints one JSON object."""
     del arguments
-    names = ("data_dir", "eval_split", "batch_size", "dtype", "on_corrupt")
-    options = {name: FLAGS[name].value for name in names}
-    print(json.dumps(evaluate_model(FLAGS.model, FLAGS.data, **options)))
+    results = evaluate_model(
+        FLAGS.model,
+        FLAGS.data,
+        data_dir=FLAGS.data_dir,
+        eval_split=FLAGS.eval_split,
+        batch_size=FLAGS.batch_size,
+        dtype=FLAGS.dtype,
+        on_corrupt=FLAGS.on_corrupt,
+    )
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import glob
 import json
+import logging as standard_logging
 import os
 import signal
 import sys
@@ -125,11 +126,17 @@ def predict(
         _check_parquet(output)
     if endpoints is not None and features is None:
         raise InputError("endpoints are given and features is not: add --features=FILE.npz.")
+    output, cam, features, label_space = (
+        path and os.path.expanduser(path) for path in (output, cam, features, label_space)
+    )
     paths = find_images(arguments)
     cams = {} if cam is None else cam_files(Path(cam), paths)
-    for target in (output, features, *cams.values()):
-        if target is not None:
-            _check_target(Path(target), force=force)
+    targets = [Path(target) for target in (output, features, *cams.values()) if target is not None]
+    sources = {os.path.realpath(path) for path in paths}
+    for target in targets:
+        if os.path.realpath(target) in sources:
+            raise InputError(f"{str(target)!r} is one of the images: write elsewhere.")
+        _check_target(target, force=force)
 
     from effnetv2_jax.data.label_space import LabelSpace
     from effnetv2_jax.prediction import Predictor
@@ -139,9 +146,8 @@ def predict(
     wanted = () if features is None else tuple(endpoints or ("pooled",))
     # It checks its arguments now, and reads the images below.
     predictions = predictor.predict(paths, top_k=top_k, endpoints=wanted, cam=cam is not None)
-    for target in (output, features, *cams.values()):
-        if target is not None:
-            _make_folder(Path(target).parent)
+    for folder in sorted({target.parent for target in targets}):
+        _make_folder(folder)
 
     kept: list[Prediction] = []
     broken: list[Prediction] = []
@@ -403,6 +409,8 @@ def _define_flags() -> None:
 def main(arguments: list[str]) -> int:
     """The command line."""
     logging.set_verbosity(logging.INFO)
+    # JAX would name every kind of accelerator that is not there.
+    standard_logging.getLogger("jax").setLevel(standard_logging.WARNING)
     if FLAGS.model is None:
         raise InputError("model is missing: give --model=DIR, a model folder.")
     try:

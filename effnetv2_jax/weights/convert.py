@@ -15,7 +15,7 @@ from effnetv2_jax.errors import InputError, unknown_name
 from effnetv2_jax.models.specs import Spec, get_spec
 from effnetv2_jax.weights import pytorch
 from effnetv2_jax.weights.keras import keras_layout, read_keras
-from effnetv2_jax.weights.layout import Layout, Tensors
+from effnetv2_jax.weights.layout import Entry, Layout, Tensors
 from effnetv2_jax.weights.model_folder import ModelSpec, expected_shapes
 from effnetv2_jax.weights.preprocessing import default_preprocessing
 from effnetv2_jax.weights.released import read_tf_checkpoint, released_layout
@@ -107,7 +107,7 @@ def convert(
     table = get_spec(variant)
     entries = SOURCES[source].layout(len(table.rows)).entries(table)
     tensors = SOURCES[source].read(os.fspath(path), table)
-    found = {e.ours: e.from_theirs(tensors[e.theirs]) for e in entries if e.theirs in tensors}
+    found = {e.ours: _in_our_axes(e, tensors) for e in entries if e.theirs in tensors}
     used = {entry.theirs for entry in entries}
     unused = tuple(
         sorted(n for n in set(tensors) - used if not n.endswith(pytorch.IGNORED_SUFFIXES))
@@ -181,7 +181,7 @@ def _spec(
     source: str, variant: str, found: Mapping[str, np.ndarray], overrides: Mapping[str, Any]
 ) -> ModelSpec:
     bias = found.get("params/classifier/bias")
-    num_classes = 1000 if bias is None else len(bias)
+    num_classes = 1000 if bias is None else bias.size
     table = get_spec(variant)
     fields = {
         "variant": variant,
@@ -203,10 +203,22 @@ def _imagenet1k_classes() -> dict[str, Any]:
     return {"label_space": space.name, "classes": space.synsets}
 
 
+def _in_our_axes(entry: Entry, tensors: Tensors) -> np.ndarray:
+    value = tensors[entry.theirs]
+    # With another number of axes it is left as it is: its shape is then reported as wrong.
+    has_axes = entry.axes is None or value.ndim == len(entry.axes)
+    return entry.from_theirs(value) if has_axes else value
+
+
 def _random(spec: ModelSpec, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     import jax
     import jax.numpy as jnp
 
-    variables = spec.create_model().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    flat = flatten_dict(variables, sep="/")
-    return {name: np.asarray(flat[name]) for name in names}
+    @jax.jit
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        # What does not lead to these tensors, the whole network's forward pass, is not compiled.
+        variables = spec.create_model().init(key, jnp.zeros((1, 32, 32, 3)))
+        flat = flatten_dict(variables, sep="/")
+        return {name: flat[name] for name in names}
+
+    return {name: np.asarray(value) for name, value in init(jax.random.key(0)).items()}

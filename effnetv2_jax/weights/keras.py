@@ -86,7 +86,8 @@ def read_keras(path: str | os.PathLike[str], spec: Spec) -> Tensors:
             if "layers" in root:
                 return _read_keras3(root, spec)
             return _read_keras2(root.get("model_weights", root))
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        # h5py has a missing group as KeyError, and a tensor in a group's place as the next two.
         reason = str(error).strip().partition("\n")[0][:150]
         raise InputError(
             f"{name!r} is not a weights file of Keras ({reason}): fetch it again."

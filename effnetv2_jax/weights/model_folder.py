@@ -148,10 +148,12 @@ def check_output(folder: Path, *, force: bool) -> None:
     """Raises `InputError` if a model cannot be written there."""
     if not folder.exists():
         return
-    is_model = (folder / SPEC).is_file() or (folder.is_dir() and not any(folder.iterdir()))
-    if not is_model:
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    # An export has a spec too, but no weights.
+    if not ((folder / SPEC).is_file() and (folder / WEIGHTS).is_file()):
         raise InputError(f"{str(folder)!r} exists and is no model of ours: name a new folder.")
-    if (folder / SPEC).is_file() and not force:
+    if not force:
         raise InputError(f"{str(folder)!r} holds a model already: name another, or give --force.")
 
 

@@ -223,7 +223,17 @@ def read_state_dict(path: str | os.PathLike[str]) -> Tensors:
     state = _unwrap(loaded)
     if not state:
         raise InputError(f"{name!r} holds no state dict: save model.state_dict() and give that.")
+    for key, value in state.items():
+        if not value.is_floating_point() and not key.endswith(IGNORED_SUFFIXES):
+            raise _wrong_type(key, name, value.dtype)
     return {key: value.detach().cpu().float().numpy() for key, value in state.items()}
+
+
+def _wrong_type(key: str, name: str, dtype: Any) -> InputError:
+    return InputError(
+        f"{key!r} in {name!r} is of type {dtype}, and weights are fractions: give float32 weights, "
+        "not quantised ones."
+    )
 
 
 def _unwrap(loaded: Any) -> dict[str, Any]:
@@ -251,10 +261,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> Tensors:
         with safe_open(name, framework="np") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
                 value = file.get_tensor(key)
-                if not np.issubdtype(value.dtype, np.number):
-                    raise InputError(
-                        f"{key!r} in {name!r} is of type {value.dtype}: weights must be numbers."
-                    )
+                # ml_dtypes' bfloat16 is no np.floating, and its kind is "V".
+                is_real = value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+                if not is_real and not key.endswith(IGNORED_SUFFIXES):
+                    raise _wrong_type(key, name, value.dtype)
                 tensors[key] = value.astype(np.float32)
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         if isinstance(error, InputError):

@@ -81,15 +81,20 @@ def read_tf_checkpoint(path: str | os.PathLike[str]) -> Tensors:
         reader = tf.train.load_checkpoint(bundle)
         names = list(reader.get_variable_to_shape_map())
         averaged = {name.removesuffix(_EMA) for name in names if name.endswith(_EMA)}
-        plain = [n for n in names if not n.endswith(_EMA) and not _IGNORED.search(n)]
-        not_averaged = sorted(set(plain) - averaged)
+        plain = {n for n in names if not n.endswith(_EMA) and not _IGNORED.search(n)}
+        not_averaged = sorted(plain - averaged)
         if averaged and not_averaged:
             raise InputError(
                 f"{bundle!r} has no moving average of {not_averaged[0]} (and of "
                 f"{len(not_averaged) - 1} more tensors): give a checkpoint with all or none."
             )
-        tensors = {n: np.asarray(reader.get_tensor(n + _EMA * (n in averaged))) for n in plain}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        # Some files hold the averages alone.
+        tensors = {
+            n: np.asarray(reader.get_tensor(n + _EMA * (n in averaged)))
+            for n in sorted(plain | averaged)
+        }
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
+        # IndexError: "Read less bytes than requested".
         if isinstance(error, InputError):
             raise
         reason = str(error).strip().partition("\n")[0][:150]
@@ -103,7 +108,8 @@ def _without_prefix(name: str) -> str:
 
 
 def _find_bundle(path: Path) -> str:
-    if path.with_name(path.name + ".index").is_file():
+    # "." has no name.
+    if path.name and path.with_name(path.name + ".index").is_file():
         return str(path)
     if path.name.endswith(".index") and path.is_file():
         return str(path).removesuffix(".index")

@@ -160,16 +160,17 @@ def test_parquet_in_pieces_is_the_same(images, model, tmp_path, monkeypatch):
     assert tables[0].equals(tables[1])
 
 
-def test_a_label_space_renames_the_classes(images, model, tmp_path, capsys):
+def test_a_label_space_renames_the_classes(images, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     names = tuple(f"new {number}" for number in range(7))
     LabelSpace("new", SYNSETS, names).save(tmp_path / "space.json")
-    space = str(tmp_path / "space.json")
-    predict(images[:1], model=model, output_format="csv", top_k=7, label_space=space)
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert {row["name"] for row in rows} == set(names)
+    arguments = {"model": model, "label_space": "~/space.json", "top_k": 7}
+    predict(images[:1], **arguments, output_format="csv", output="~/new/out.csv")
+    with (tmp_path / "new" / "out.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["name"] for row in csv.DictReader(file)} == set(names)
     LabelSpace("few", SYNSETS[:2]).save(tmp_path / "space.json")
     with pytest.raises(InputError, match="'few' has 2 classes and the model 7"):
-        predict(images[:1], model=model, label_space=space)
+        predict(images[:1], **arguments)
 
 
 def test_pictures_and_features(images, model, tmp_path, capsys):
@@ -213,9 +214,9 @@ def test_pictures_and_features(images, model, tmp_path, capsys):
 
 
 def test_pictures_of_equal_names_are_told_apart():
-    paths = ["a/x.jpg", "b/x.png", "b/x-2.png", "c/X.jpg", "d/y.tar.jpg"]
+    paths = ["a/x.jpg", "b/x.png", "b/x-2.png", "c/X.jpg", "d/y.tar.jpg", "Z.gif", "z.jpg"]
     names = [file.name for file in cam_files(Path("cams"), paths).values()]
-    assert names == ["x.png", "x-2.png", "x-2-2.png", "X-3.png", "y.tar.png"]
+    assert names == ["x.png", "x-2.png", "x-2-2.png", "X-3.png", "y.tar.png", "Z.png", "z-2.png"]
 
 
 def test_a_name_that_is_not_utf8(images, model, tmp_path, capsys):
@@ -260,7 +261,9 @@ def test_what_is_refused_writes_nothing(images, model, tmp_path):
     refused("cannot be read: save a label space there", label_space=new, output=new)
     refused("is a folder: name a file", output=str(tmp_path))
     refused("cannot be written: .* takes no files", output=f"{images[0]}/below")
-    refused("exists: name another, or give --force", output=images[0])
+    refused("exists: name another, or give --force", output=f"{folder_of(images)}/notes.txt")
+    refused("is one of the images: write elsewhere", output=images[0], force=True)
+    refused("is one of the images: write elsewhere", cam=os.path.dirname(images[0]), force=True)
     assert sorted(tmp_path.rglob("*")) == before
 
 
