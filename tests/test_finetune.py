@@ -63,7 +63,8 @@ def test_without_weights_they_have_to_be_named(tmp_path):
 
 
 def test_a_run_starts_from_the_folder_and_becomes_one(folder, tmp_path, caplog):
-    config = load("finetune", f"model={folder},data=synthetic:classes=3,train=24,eval=7,size=32")
+    config = load("finetune", f"model={folder}")
+    config.data.name = "synthetic:classes=3,train=24,eval=7,size=32"
     config.update_from_flattened_dict({"batch_size": 8, "num_epochs": 2.0, "eval.batch_size": 8})
     with caplog.at_level("INFO"):
         results = train_and_evaluate(config, tmp_path / "run")

@@ -302,6 +302,9 @@ def test_where_class_names_come_from():
     assert class_labels(tiny_spec(classes=LETTERS)) == (LETTERS, LETTERS)
     assert class_labels(tiny_spec(class_names=LETTERS)) == (indices, LETTERS)
     assert class_labels(tiny_spec(classes=SYNSETS, class_names=LETTERS)) == (SYNSETS, LETTERS)
+    # Outputs beyond the classes stand for none.
+    spare = (*LETTERS[:5], "5", "6")
+    assert class_labels(tiny_spec(classes=LETTERS[:5])) == (spare, spare)
     # What the user gives goes before what the model says.
     spec = tiny_spec(classes=LETTERS)
     assert class_labels(spec, LabelSpace("mine", SYNSETS)) == (SYNSETS, SYNSETS)
