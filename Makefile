@@ -15,9 +15,10 @@ test: lint
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m slow
 
-# Against PyTorch, timm, torchvision and Keras, which take gigabytes in an environment of their own.
-test-parity: .venv/installed-dev .venv-peers/installed-peers
-	$(BIN)/python -m pytest -q -m parity
+# Against PyTorch, timm, torchvision and Keras, which take gigabytes in an environment of their own;
+# there too real weights on real photographs, and the notebooks.
+test-parity: .venv-peers/installed-peers
+	PEERS=.venv-peers/bin/python .venv-peers/bin/python -m pytest -q -m parity
 
 # A fast subset on a newer Python, whose jax is newer, wherever there is one.
 test-newer:
@@ -55,8 +56,8 @@ format: .venv/installed-dev
 	$*/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-%/installed-peers: tests/requirements-peers.txt | %/bin/python
-	$*/bin/pip install --quiet --disable-pip-version-check -r $<
+%/installed-peers: setup.py tests/requirements-peers.txt | %/bin/python
+	$*/bin/pip install --quiet --disable-pip-version-check -e '.[digits]' -r tests/requirements-peers.txt
 	touch $@
 
 clean:

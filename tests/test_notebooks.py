@@ -18,7 +18,7 @@ def test_predict_and_finetune(tmp_path):
     (settings,) = [cell for cell in notebook.cells if "IMAGE_SIZE = 96" in cell.source]
     small = {
         'WORK = Path("finetuned")': f"WORK = Path({str(tmp_path / 'work')!r})",
-        "IMAGE_SIZE = 96": "IMAGE_SIZE = 32",
+        "IMAGE_SIZE = 96": "IMAGE_SIZE = 48",
         "NUM_EPOCHS = 4.0": "NUM_EPOCHS = 1.0",
         "IMAGES_PER_CLASS = 100": "IMAGES_PER_CLASS = 20",
     }
