@@ -47,10 +47,13 @@ setup(
         # Reads the files of Keras, and those of PyTorch that are no safetensors.
         "keras": ["h5py>=3.10,<4"],
         "torch": ["torch>=2.9"],
+        # The TPU compiler, which needs no TPU: `tools.tpu_compile`.
+        "tpu": ["libtpu>=0.0.50,<0.1"],
         "dev": [
             "ai-edge-litert>=2.3,<3",
             "apache-beam>=2.77,<3",
             "h5py>=3.10,<4",
+            "libtpu>=0.0.50,<0.1",
             "mypy>=2.0,<3",
             "onnx>=1.23,<2",
             "onnxruntime>=1.32,<2",

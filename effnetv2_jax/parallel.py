@@ -7,6 +7,7 @@ change with another wrapper stands here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,11 +21,15 @@ from effnetv2_jax.steps import EvalStep, TrainStep
 AXIS = "replica"
 
 
-def parallel_train_step(train_step: TrainStep) -> Any:
-    """Maps a train step over all devices; the old state's buffers are reused.
+def parallel_train_step(train_step: TrainStep, devices: Sequence[Any] | None = None) -> Any:
+    """Maps a train step over devices; the old state's buffers are reused.
 
     The result takes (state, batch split by `split_batch`, strengths, key), with everything but
     the batch placed by `replicate`.
+
+    Args:
+      train_step: for one replica.
+      devices: None: all there are; or those of a topology that it is only compiled for.
     """
     return jax.pmap(
         train_step,
@@ -32,12 +37,13 @@ def parallel_train_step(train_step: TrainStep) -> Any:
         in_axes=(None, 0, None, None),
         out_axes=(None, None),
         donate_argnums=(0,),
+        devices=devices,
     )
 
 
-def parallel_eval_step(eval_step: EvalStep) -> Any:
-    """Maps an evaluation step over all devices; it takes (variables, split batch)."""
-    return jax.pmap(eval_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+def parallel_eval_step(eval_step: EvalStep, devices: Sequence[Any] | None = None) -> Any:
+    """Maps an evaluation step over devices; it takes (variables, split batch)."""
+    return jax.pmap(eval_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
 
 
 def replicate(tree: Any) -> Any:

@@ -8,25 +8,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from effnetv2_jax.config import Plan, make_plan
+from effnetv2_jax.data.sizes import Sizes, published_sizes
 from effnetv2_jax.models.specs import list_variants
 from effnetv2_jax.recipes import NUM_CLASSES_21K, RECIPES, TRANSFER_DATA
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
-# Training and evaluation examples and classes: ImageNet-1k whole, ImageNet-21k as in fall11
-# (14,197,122 images of which 100,000 are held out), Table 9, and the two sets that install.
-SIZES = {
-    "imagenet2012": (1_281_167, 50_000, 1000),
-    "imagenet21k/fall11": (14_097_122, 100_000, 21_841),
-    "cifar10": (50_000, 10_000, 10),
-    "cifar100": (50_000, 10_000, 100),
-    "oxford_flowers102": (2_040, 6_149, 102),
-    "cars196": (8_144, 8_041, 196),
-    "digits": (1_438, 359, 10),
-    "fashion_mnist": (60_000, 10_000, 10),
-    # Any folder of images, of this size for instance.
-    "folder:data": (1_000, 100, 5),
-}
+# Any folder of images, of this size for instance.
+FOLDER = Sizes(1_000, 100, 5)
 _FROM_SCRATCH = ("s", "m", "l", "b0", "b1", "b2", "b3")
 _WITH_21K = ("s", "m", "l", "xl")
 
@@ -66,18 +55,22 @@ def load(name: str, argument: str) -> ConfigDict:
 
 def num_classes(config: ConfigDict) -> int:
     """Outputs of the network on the real data."""
-    return config.data.num_classes or SIZES[config.data.name][2]
+    return config.data.num_classes or sizes(config).classes
+
+
+def sizes(config: ConfigDict) -> Sizes:
+    """Of the real data."""
+    return FOLDER if config.data.name == "folder:data" else published_sizes(config.data.name)
 
 
 def plan(config: ConfigDict) -> Plan:
     """The plan on the real data."""
-    train, evaluation, _ = SIZES[config.data.name]
     return make_plan(
         config,
-        num_train_examples=train - config.data.minival_examples,
-        num_eval_examples=evaluation,
+        num_train_examples=sizes(config).train - config.data.minival_examples,
+        num_eval_examples=sizes(config).eval,
         num_classes=num_classes(config),
     )
 
 
-assert NUM_CLASSES_21K["paper"] == SIZES["imagenet21k/fall11"][2]
+assert NUM_CLASSES_21K["paper"] == published_sizes("imagenet21k/fall11").classes

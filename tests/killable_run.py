@@ -59,14 +59,14 @@ def install(moment: str) -> None:
 
 
 if __name__ == "__main__":
-    from absl import app
-
-    from effnetv2_jax import main
+    from effnetv2_jax import command_line, main
 
     chosen = sys.argv.pop(1)
 
     def run(arguments):
         install(chosen)
-        main.main(arguments)
+        return main.main(arguments)
 
-    app.run(run, flags_parser=main.parse_flags)
+    command_line.run(
+        run, main.define_flags, required=("config", "workdir"), usage="killable_run.py MOMENT FLAGS"
+    )

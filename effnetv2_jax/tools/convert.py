@@ -96,9 +96,9 @@ def convert_file(
 
 def _define_flags() -> None:
     kinds = ", ".join([*SOURCES, *_OURS])
-    flags.DEFINE_string("source", None, f"What the input is: {kinds}.", required=True)
-    flags.DEFINE_string("input", None, "File or folder to read.", required=True)
-    flags.DEFINE_string("output", None, "Folder or .safetensors file to write.", required=True)
+    flags.DEFINE_string("source", None, f"What the input is: {kinds}.")
+    flags.DEFINE_string("input", None, "File or folder to read.")
+    flags.DEFINE_string("output", None, "Folder or .safetensors file to write.")
     flags.DEFINE_string("variant", None, "Network of a foreign file, as efficientnetv2-s.")
     flags.DEFINE_string("target", "model", f"What to write: model, {', '.join(TARGETS)}.")
     flags.DEFINE_bool("allow_mismatch", False, "Let tensors be missing or unused.")
@@ -158,7 +158,7 @@ if __name__ == "__main__":
     command_line.run(
         main,
         _define_flags,
-        num_arguments=(0, 0),
+        required=("source", "input", "output"),
         usage="python -m effnetv2_jax.tools.convert --source=timm --variant=efficientnetv2-s "
         "--input=FILE --output=DIR",
     )

@@ -76,8 +76,8 @@ def evaluate_model(
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("model", None, "Model folder, workdir or checkpoint.", required=True)
-    flags.DEFINE_string("data", None, "Data set, as imagenet2012 or folder:/path.", required=True)
+    flags.DEFINE_string("model", None, "Model folder, workdir or checkpoint.")
+    flags.DEFINE_string("data", None, "Data set, as imagenet2012 or folder:/path.")
     flags.DEFINE_string("data_dir", None, "TFDS's folder of data sets; TFDS's own by default.")
     flags.DEFINE_string("eval_split", None, "Split to evaluate, of TFDS.")
     flags.DEFINE_integer("batch_size", 64, "Images at once, over all devices.")
@@ -104,6 +104,6 @@ if __name__ == "__main__":
     command_line.run(
         main,
         _define_flags,
-        num_arguments=(0, 0),
+        required=("model", "data"),
         usage="python -m effnetv2_jax.tools.evaluate --model=DIR --data=imagenet2012",
     )

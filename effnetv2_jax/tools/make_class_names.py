@@ -80,6 +80,5 @@ if __name__ == "__main__":
     command_line.run(
         main,
         _define_flags,
-        num_arguments=(0, 0),
         usage="python -m effnetv2_jax.tools.make_class_names --data_noun=data.noun",
     )

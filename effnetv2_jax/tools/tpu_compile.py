@@ -1,0 +1,517 @@
+"""Compiles a run's steps for TPUs on a machine that has none, and says what they will cost.
+
+    pip install effnetv2_jax[tpu]
+    python -m effnetv2_jax.tools.tpu_compile --config=configs/l_21k.py --topology=v3:4x4
+
+One row for each image size of the train step and one for the evaluation: seconds of compilation,
+memory per core against its limit, arithmetic and traffic per image, collectives, XLA's own
+estimate of the step's time and the roofline's. Exit status: 0 all fit, 1 a step does not fit,
+2 bad input.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from effnetv2_jax import command_line
+from effnetv2_jax.config import Plan, make_plan
+from effnetv2_jax.data.sizes import published_sizes
+from effnetv2_jax.errors import InputError, unknown_name
+
+FLAGS = flags.FLAGS
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceKind:
+    """What one JAX device of a TPU generation can do, by cloud.google.com/tpu/docs.
+
+    Attributes:
+      peak_flops: of bfloat16 products a second.
+      bandwidth: of its memory, bytes a second.
+      memory: bytes.
+    """
+
+    peak_flops: float
+    bandwidth: float
+    memory: float
+
+
+# Of v2 and v3 a device is one of the two cores of a chip, from v4 on a chip ("System architecture",
+# pages v2, v3, v4, v5e, v5p and v6e: peak compute, HBM bandwidth and HBM capacity per chip).
+DEVICE_KINDS = {
+    "v2": DeviceKind(45e12 / 2, 700e9 / 2, 8 * GIB),
+    "v3": DeviceKind(123e12 / 2, 900e9 / 2, 16 * GIB),
+    "v4": DeviceKind(275e12, 1228e9, 32 * GIB),
+    "v5e": DeviceKind(197e12, 819e9, 16 * GIB),
+    "v5p": DeviceKind(459e12, 2765e9, 95 * GIB),
+    "v6e": DeviceKind(918e12, 1640e9, 32 * GIB),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What the compiler says of one step.
+
+    Attributes:
+      step: `train` or `eval`.
+      stage: its number, from 1; 0 for the evaluation.
+      image_size: pixels.
+      batch_per_core: images.
+      steps: how often the run takes this step.
+      fits: whether the compiler found room for it.
+      compile_seconds: on this machine.
+      memory_gib: that the program needs on a core.
+      limit_gib: that a core has.
+      gflops_per_image: arithmetic, as XLA counts it.
+      mbytes_per_image: traffic to and from a core's memory, likewise.
+      collectives: operations in which cores exchange data.
+      collective_mbytes: what a core puts into them in a step.
+      estimated_ms: the step by XLA's own estimate.
+      roofline_ms: the larger of arithmetic / peak and traffic / bandwidth.
+      images_per_second_per_core: by the estimate.
+      utilisation: share of the peak arithmetic, by the estimate.
+      error: what the compiler said if it does not fit.
+      topology: for which it was compiled.
+      run: variant and data set.
+      program: the first digits of a checksum of the step before the compiler saw it.
+      jax: version.
+      libtpu: version.
+    """
+
+    step: str
+    stage: int
+    image_size: int
+    batch_per_core: int
+    steps: int
+    fits: bool
+    compile_seconds: float
+    memory_gib: float = 0.0
+    limit_gib: float = 0.0
+    gflops_per_image: float = 0.0
+    mbytes_per_image: float = 0.0
+    collectives: int = 0
+    collective_mbytes: float = 0.0
+    estimated_ms: float = 0.0
+    roofline_ms: float = 0.0
+    images_per_second_per_core: float = 0.0
+    utilisation: float = 0.0
+    error: str = ""
+    topology: str = ""
+    run: str = ""
+    program: str = ""
+    jax: str = ""
+    libtpu: str = ""
+
+
+def plan_of(config: ConfigDict) -> Plan:
+    """The plan of a configuration on the published size of its data set."""
+    sizes = published_sizes(config.data.name)
+    return make_plan(
+        config,
+        num_train_examples=sizes.train - config.data.minival_examples,
+        num_eval_examples=sizes.eval,
+        num_classes=config.data.num_classes or sizes.classes,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoweredStep:
+    """A step as the compiler gets it; the fields are those of `Row`."""
+
+    step: str
+    stage: int
+    image_size: int
+    batch_per_core: int
+    steps: int
+    lowered: Any
+
+
+def compile_steps(
+    config: ConfigDict, topology: str, *, known: Collection[Row] = ()
+) -> Iterator[Row]:
+    """Compiles every distinct step of a run for a TPU topology, one after the other.
+
+    Args:
+      config: of the run.
+      topology: generation and shape, as `v3:4x4` (32 cores).
+      known: rows of the same program and compiler are returned instead of compiled again.
+
+    Raises:
+      InputError: an unknown topology, or a batch that its cores do not divide.
+    """
+    import jax
+
+    steps = lower_steps(config, topology)
+    kind = DEVICE_KINDS[topology.partition(":")[0]]
+    provenance = {
+        "topology": topology,
+        "run": f"{config.model.variant} on {config.data.name}",
+        "jax": jax.__version__,
+        "libtpu": importlib.metadata.version("libtpu"),
+    }
+    for step in steps:
+        yield _row(step, kind, provenance, known)
+
+
+def lower_steps(config: ConfigDict, topology: str) -> Iterator[LoweredStep]:
+    """The train step of every stage and the evaluation step, as `main` would run them.
+
+    Args:
+      config: of the run.
+      topology: generation and shape.
+
+    Raises:
+      InputError: as `compile_steps`, on the first one.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from effnetv2_jax.losses import Loss
+    from effnetv2_jax.models.efficientnet import create_model
+    from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
+    from effnetv2_jax.parallel import (
+        AXIS,
+        check_batch_size,
+        parallel_eval_step,
+        parallel_train_step,
+    )
+    from effnetv2_jax.steps import make_eval_step, make_train_step
+    from effnetv2_jax.train_state import create_train_state
+
+    devices = topology_devices(topology)
+    num_devices = len(devices)
+    check_batch_size(config.batch_size, num_devices)
+    plan = plan_of(config)
+    model = create_model(**config.model, num_classes=plan.num_classes, axis_name=AXIS)
+    loss = Loss(**config.loss)
+    schedule_arguments = dict(config.learning_rate)
+    del schedule_arguments["per_256_images"]
+    schedule = learning_rate_schedule(
+        peak=plan.peak_learning_rate,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        **schedule_arguments,
+    )
+    optimizer = make_optimizer(schedule, **config.optimizer)
+    key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
+    state = jax.eval_shape(
+        lambda key: create_train_state(model, optimizer, key, image_size=32), key
+    )
+    train_step = parallel_train_step(
+        make_train_step(
+            model,
+            optimizer,
+            **config.normalize,
+            loss=loss,
+            ema_decay=config.ema_decay,
+            mixing=config.mixing if plan.use_mixing else None,
+            window_steps=config.log_every_steps,
+            axis_name=AXIS,
+        ),
+        devices=devices,
+    )
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    strengths = dict.fromkeys(("dropout_rate", "mixup_alpha", "cutmix_alpha"), scalar)
+
+    def batch(per_core: int, size: int, **more: Any) -> dict[str, Any]:
+        shape = (num_devices, per_core)
+        return {
+            "image": jax.ShapeDtypeStruct((*shape, size, size, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct(shape, jnp.int32),
+            **{name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in more.items()},
+        }
+
+    per_core = config.batch_size // num_devices
+    for stage in plan.stages:
+        lowered = train_step.lower(state, batch(per_core, stage.image_size), strengths, key)
+        steps = stage.last_step - stage.first_step
+        yield LoweredStep("train", stage.index + 1, stage.image_size, per_core, steps, lowered)
+    eval_step = parallel_eval_step(
+        make_eval_step(model, **config.normalize, loss=loss, axis_name=AXIS), devices=devices
+    )
+    per_core = -(-config.eval.batch_size // num_devices)
+    size = config.eval.image_size
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    lowered = eval_step.lower(variables, batch(per_core, size, mask=np.float32))
+    evaluations = plan.total_steps // plan.eval_every_steps
+    steps = evaluations * -(-plan.num_eval_examples // (per_core * num_devices))
+    yield LoweredStep("eval", 0, size, per_core, steps, lowered)
+
+
+def topology_devices(topology: str) -> list[Any]:
+    """The devices of a topology, which nobody has to own: libtpu compiles for them.
+
+    Raises:
+      InputError: libtpu is missing, or knows no such topology.
+    """
+    generation = topology.partition(":")[0]
+    if generation not in DEVICE_KINDS:
+        raise unknown_name("TPU generation", generation, DEVICE_KINDS)
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("the TPU compiler is missing: run `pip install effnetv2_jax[tpu]`.")
+    # Off the cloud there is no server to ask what machine this is; and several compilations may
+    # run side by side, as none of them holds a TPU.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except Exception as error:  # JAX raises whatever libtpu says.
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise InputError(
+            f"topology {topology!r} is unknown to the TPU compiler ({reason}): give generation and "
+            "shape, as v3:4x4 or v4:2x2x4."
+        ) from error
+
+
+def _row(
+    step: LoweredStep, kind: DeviceKind, provenance: dict[str, str], known: Collection[Row]
+) -> Row:
+    """Compiles a step, unless its row is known."""
+    program = hashlib.sha256(step.lowered.as_text().encode()).hexdigest()[:12]
+    for row in known:
+        versions = {name: getattr(row, name) for name in ("topology", "jax", "libtpu")}
+        if row.program == program and versions.items() <= provenance.items():
+            return dataclasses.replace(row, stage=step.stage, steps=step.steps)
+    fields: dict[str, Any] = {
+        "step": step.step,
+        "stage": step.stage,
+        "image_size": step.image_size,
+        "batch_per_core": step.batch_per_core,
+        "steps": step.steps,
+        "limit_gib": kind.memory / GIB,
+        "program": program,
+        **provenance,
+    }
+    begun = time.monotonic()
+    try:
+        with warnings.catch_warnings():
+            # A cache of compiled programs cannot be read without the device.
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+            compiled = step.lowered.compile()
+    except Exception as error:  # XLA has one exception for everything.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Row(
+            **fields,
+            fits=False,
+            compile_seconds=time.monotonic() - begun,
+            memory_gib=_memory_asked_for(str(error)) / GIB,
+            error=" ".join(str(error).split())[:200],
+        )
+    seconds = time.monotonic() - begun
+    costs = _costs(compiled, kind, step.batch_per_core)
+    return Row(**fields, fits=True, compile_seconds=seconds, **costs)
+
+
+def _costs(compiled: Any, kind: DeviceKind, batch_per_core: int) -> dict[str, Any]:
+    """What the compiler says of a program that fits."""
+    cost = compiled.cost_analysis()
+    memory = compiled.memory_analysis()
+    used = (
+        memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    flops, traffic, seconds = cost["flops"], cost["bytes accessed"], cost["optimal_seconds"]
+    count, exchanged = collectives(compiled.as_text())
+    return {
+        "memory_gib": used / GIB,
+        "gflops_per_image": flops / batch_per_core / 1e9,
+        "mbytes_per_image": traffic / batch_per_core / 1e6,
+        "collectives": count,
+        "collective_mbytes": exchanged / 1e6,
+        "estimated_ms": 1e3 * seconds,
+        "roofline_ms": 1e3 * max(flops / kind.peak_flops, traffic / kind.bandwidth),
+        "images_per_second_per_core": batch_per_core / seconds,
+        "utilisation": flops / seconds / kind.peak_flops,
+    }
+
+
+def _memory_asked_for(message: str) -> float:
+    """Bytes, from XLA's message that memory does not suffice; 0 if it says none."""
+    used = re.search(r"\(([\d.]+)([KMG])\) exceeds available", message)
+    return float(used[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[used[2]] if used else 0.0
+
+
+_DTYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+_COLLECTIVE = re.compile(
+    r"= (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def collectives(program: str) -> tuple[int, int]:
+    """Counts the operations of a compiled program in which devices exchange data, and their bytes.
+
+    Args:
+      program: XLA's text of it.
+    """
+    count = num_bytes = 0
+    for match in _COLLECTIVE.finditer(program):
+        count += 1
+        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1]):
+            sides = [int(side) for side in shape.split(",") if side]
+            num_bytes += _DTYPE_BYTES.get(dtype, 4) * math.prod(sides)
+    return count, num_bytes
+
+
+# Hours on 32 cores of TPUv3 that the paper measured (Table 7).
+_PAPER_HOURS = {
+    "efficientnetv2-s on imagenet2012": 7.1,
+    "efficientnetv2-m on imagenet2012": 13.0,
+    "efficientnetv2-l on imagenet2012": 24.0,
+    "efficientnetv2-s on imagenet21k/fall11": 9.0,
+    "efficientnetv2-m on imagenet21k/fall11": 15.0,
+    "efficientnetv2-l on imagenet21k/fall11": 26.0,
+    "efficientnetv2-xl on imagenet21k/fall11": 45.0,
+}
+
+
+def format_rows(rows: Collection[Row]) -> str:
+    """A table for people, and the hours of the whole run where every step fits."""
+    columns = (
+        ("step", lambda r: f"{r.step} {r.stage}" if r.stage else r.step),
+        ("px", lambda r: str(r.image_size)),
+        ("batch/core", lambda r: str(r.batch_per_core)),
+        ("compile s", lambda r: f"{r.compile_seconds:.0f}"),
+        ("GiB", lambda r: f"{r.memory_gib:.1f} of {r.limit_gib:.0f}"),
+        ("GFLOP/image", lambda r: f"{r.gflops_per_image:.1f}"),
+        ("MB/image", lambda r: f"{r.mbytes_per_image:.0f}"),
+        ("collectives", lambda r: f"{r.collectives} ({r.collective_mbytes:.0f} MB)"),
+        ("estimate ms", lambda r: f"{r.estimated_ms:.1f}"),
+        ("roofline ms", lambda r: f"{r.roofline_ms:.1f}"),
+        ("images/s/core", lambda r: f"{r.images_per_second_per_core:.0f}"),
+        ("MXU", lambda r: f"{r.utilisation:.0%}"),
+    )
+    cells = [[name for name, _ in columns]]
+    for row in rows:
+        shown = [show(row) for _, show in columns]
+        cells.append(shown if row.fits else [*shown[:5], "does not fit", *[""] * 6])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+    if all(row.fits for row in rows):
+        run = next(iter(rows)).run
+        lines.append(f"The whole run, by XLA's estimate: {estimated_hours(rows):.1f} h.")
+        if run in _PAPER_HOURS and next(iter(rows)).topology == "v3:4x4":
+            lines[-1] += f" The paper measured {_PAPER_HOURS[run]:g} h (Table 7)."
+    return "\n".join(lines)
+
+
+def estimated_hours(rows: Collection[Row]) -> float:
+    """Of all steps, training and evaluation, without input and compilation."""
+    return sum(row.steps * row.estimated_ms for row in rows) / 3.6e6
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a CSV file that `--results` wrote; none if there is no file.
+
+    Raises:
+      InputError: the file is of another form.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return []
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(Row)}
+    convert: dict[str, Callable[[str], Any]] = {
+        "int": int,
+        "float": float,
+        "str": str,
+        "bool": lambda text: text == "True",
+    }
+    rows = []
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if reader.fieldnames != list(kinds):
+            raise InputError(
+                f"{str(file)!r} has other columns than this tool writes: name another file."
+            )
+        for line in reader:
+            rows.append(Row(**{name: convert[kinds[name]](line[name]) for name in kinds}))
+    return rows
+
+
+def _append(path: Path, row: Row) -> None:
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Row)])
+        if is_new:
+            writer.writeheader()
+        values = dataclasses.asdict(row)
+        writer.writerow(
+            {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in values.items()}
+        )
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Configuration, as configs/l_21k.py.")
+    flags.DEFINE_string("topology", "v3:4x4", "TPU generation and shape, as v3:4x4 or v4:2x2x4.")
+    flags.DEFINE_string("json", None, "File to write the rows to, as JSON.")
+    flags.DEFINE_string("results", None, "CSV file that rows are added to; it saves compiling.")
+
+
+def main(arguments: list[str]) -> int:
+    """The command line."""
+    del arguments
+    # On a TPU machine the devices stay free for a run.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    known = read_rows(FLAGS.results) if FLAGS.results else []
+    rows: list[Row] = []
+    for row in compile_steps(FLAGS.config, FLAGS.topology, known=known):
+        rows.append(row)
+        print(
+            f"{row.step} {row.image_size} px: "
+            + (f"{row.estimated_ms:.1f} ms" if row.fits else "does not fit")
+            + f", compiled in {row.compile_seconds:.0f} s",
+            file=sys.stderr,
+        )
+        if FLAGS.results and row not in known:
+            _append(Path(FLAGS.results), row)
+    print(format_rows(rows))
+    if FLAGS.json:
+        Path(FLAGS.json).write_text(
+            json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"
+        )
+    too_large = [row for row in rows if not row.fits]
+    if too_large:
+        first = too_large[0]
+        print(
+            f"error: the {first.step} step at {first.image_size} px needs {first.memory_gib:.1f} "
+            f"GiB of a core's {first.limit_gib:.0f}: use more cores, or a smaller batch_size.",
+            file=sys.stderr,
+        )
+    return 1 if too_large else 0
+
+
+if __name__ == "__main__":
+    command_line.run(
+        main,
+        _define_flags,
+        required=("config",),
+        usage="python -m effnetv2_jax.tools.tpu_compile --config=configs/l_21k.py",
+    )
