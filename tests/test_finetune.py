@@ -62,15 +62,12 @@ def test_without_weights_they_have_to_be_named(tmp_path):
         load("finetune", f"model={tmp_path / 'nothing'}")
 
 
-def test_a_run_starts_from_the_folder_and_becomes_one(folder, tmp_path, caplog):
+def test_a_run_starts_from_the_folder_and_becomes_one(folder, tmp_path):
     config = load("finetune", f"model={folder}")
     config.data.name = "synthetic:classes=3,train=24,eval=7,size=32"
     config.update_from_flattened_dict({"batch_size": 8, "num_epochs": 2.0, "eval.batch_size": 8})
-    with caplog.at_level("INFO"):
-        results = train_and_evaluate(config, tmp_path / "run")
+    results = train_and_evaluate(config, tmp_path / "run")
     assert results["eval/num_examples"] == 7
-    counts = "tensors matched, 2 new (params/classifier/bias, params/classifier/kernel)"
-    assert counts in caplog.text
     spec, variables = load_trained(tmp_path / "run")
     assert (spec.padding, spec.crop_fraction, spec.num_classes) == ("symmetric", 0.9, 3)
     # Six small steps from the given weights, not from random ones.
