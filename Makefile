@@ -18,7 +18,8 @@ test-slow: .venv/installed-dev
 # Against PyTorch, timm, torchvision and Keras, which take gigabytes in an environment of their own;
 # there too real weights on real photographs, and the notebooks.
 test-parity: .venv-peers/installed-peers
-	PEERS=.venv-peers/bin/python .venv-peers/bin/python -m pytest -q -m parity
+	PEERS=.venv-peers/bin/python .venv-peers/bin/python -m pytest -q -m parity \
+		tests/weights tests/test_real_weights.py tests/test_notebooks.py
 
 # A fast subset on a newer Python, whose jax is newer, wherever there is one.
 test-newer:
