@@ -160,16 +160,15 @@ def compile_steps(
     """
     import jax
 
-    steps = lower_steps(config, topology)
-    kind = DEVICE_KINDS[topology.partition(":")[0]]
+    topology_devices(topology)  # Raises before anything of libtpu is asked for.
     provenance = {
         "topology": topology,
         "run": f"{config.model.variant} on {config.data.name}",
         "jax": jax.__version__,
         "libtpu": importlib.metadata.version("libtpu"),
     }
-    for step in steps:
-        yield _row(step, kind, provenance, known)
+    for step in lower_steps(config, topology):
+        yield _row(step, DEVICE_KINDS[topology.partition(":")[0]], provenance, known)
 
 
 def lower_steps(config: ConfigDict, topology: str) -> Iterator[LoweredStep]:
