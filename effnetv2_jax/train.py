@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -30,7 +31,7 @@ from effnetv2_jax.evaluate import Evaluator
 from effnetv2_jax.initial_weights import InitialWeights, load_initial_weights
 from effnetv2_jax.losses import Loss
 from effnetv2_jax.mixing import check_mixing
-from effnetv2_jax.models.efficientnet import create_model
+from effnetv2_jax.models.efficientnet import EfficientNet, create_model
 from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
 from effnetv2_jax.parallel import (
     AXIS,
@@ -48,7 +49,7 @@ from effnetv2_jax.reporting import (
     make_profiler,
     rewind_metrics,
 )
-from effnetv2_jax.steps import make_train_step
+from effnetv2_jax.steps import TrainStep, make_train_step
 from effnetv2_jax.tools.plot import plot_progress
 from effnetv2_jax.train_state import WINDOW_METRICS, TrainState, create_train_state
 from effnetv2_jax.workdir import open_workdir
@@ -130,14 +131,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
     )
     model = create_model(**config.model, num_classes=dataset.num_classes, axis_name=AXIS)
     _check_sizes(config, plan, model.total_stride)
-    schedule_arguments = dict(config.learning_rate)
-    del schedule_arguments["per_256_images"]  # Became the plan's peak learning rate.
-    schedule = learning_rate_schedule(
-        peak=plan.peak_learning_rate,
-        total_steps=plan.total_steps,
-        steps_per_epoch=plan.steps_per_epoch,
-        **schedule_arguments,
-    )
+    schedule = planned_schedule(config, plan)
     optimizer = make_optimizer(schedule, **config.optimizer)
     splits = {"eval": dataset.eval}
     if dataset.minival is not None:
@@ -202,18 +196,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         logging.info("The run in %s is complete: %d steps are done.", path, step)
         return _last_evaluation(history)
 
-    train_step = parallel_train_step(
-        make_train_step(
-            model,
-            optimizer,
-            **config.normalize,
-            loss=loss,
-            ema_decay=config.ema_decay,
-            mixing=config.mixing if plan.use_mixing else None,
-            window_steps=config.log_every_steps,
-            axis_name=AXIS,
-        )
-    )
+    train_step = parallel_train_step(planned_train_step(config, plan, model, optimizer, loss))
     state, key = replicate(state), replicate(key)
     writer = MetricsWriter(path)
     progress = Progress(plan, config.batch_size, step)
@@ -320,6 +303,38 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         )
     logging.info("The run in %s is complete: %d steps are done.", path, step)
     return results
+
+
+def planned_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
+    """The learning rate of each step."""
+    arguments = dict(config.learning_rate)
+    del arguments["per_256_images"]  # Became the plan's peak learning rate.
+    return learning_rate_schedule(
+        peak=plan.peak_learning_rate,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        **arguments,
+    )
+
+
+def planned_train_step(
+    config: ConfigDict,
+    plan: Plan,
+    model: EfficientNet,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+) -> TrainStep:
+    """The step of one replica that a configuration describes."""
+    return make_train_step(
+        model,
+        optimizer,
+        **config.normalize,
+        loss=loss,
+        ema_decay=config.ema_decay,
+        mixing=config.mixing if plan.use_mixing else None,
+        window_steps=config.log_every_steps,
+        axis_name=AXIS,
+    )
 
 
 def staged_batches(

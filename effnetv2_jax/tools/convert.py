@@ -10,6 +10,7 @@ accounted for, and nothing is written unless all of them fit. Exit status: 0 don
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def convert_file(
       target: `model`, or a layout of `TARGETS`.
       allow_mismatch: whether tensors of a foreign file may be missing or unused.
       force: whether an output that is there is replaced.
-      **spec_fields: fields of `ModelSpec` that replace the defaults of a foreign file.
+      **spec_fields: fields of `ModelSpec` that replace the defaults of a foreign file, or what a
+        run or a model says of itself.
 
     Returns:
       What was done, in one line or more.
@@ -75,12 +77,19 @@ def convert_file(
 
     if variant is None:
         spec, variables = load_trained(input_path)
+        spec = dataclasses.replace(spec, **spec_fields)
         report = f"{spec.variant} with {spec.num_classes} classes."
     else:
         converted = convert(
             source, variant, input_path, allow_mismatch=allow_mismatch, **spec_fields
         )
         spec, variables, report = converted.spec, converted.variables, converted.report()
+    # It loads TensorFlow, which a mistake in the flags should not wait for.
+    from effnetv2_jax.data.pipeline import check_evaluation
+
+    check_evaluation(crop=spec.crop, crop_fraction=spec.crop_fraction, resize=spec.resize)
+    if spec.eval_size < 1:
+        raise InputError(f"eval_size {spec.eval_size} must be a positive number of pixels.")
     if target == "model":
         save_model(output, spec, variables, force=force)
     else:
@@ -132,7 +141,7 @@ def _spec_fields() -> dict[str, Any]:
         path = Path(FLAGS.classes).expanduser()
         if not path.is_file():
             raise InputError(f"--classes {str(path)!r} is not a file: give one name a line.")
-        fields["classes"] = tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
+        fields["classes"] = tuple(path.read_text(encoding="utf-8").splitlines())
         fields["label_space"] = path.name
     return fields
 

@@ -121,6 +121,11 @@ class Row:
     jax: str = ""
     libtpu: str = ""
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What two rows share that need one compilation."""
+        return self.program, self.topology, self.jax, self.libtpu
+
 
 def plan_of(config: ConfigDict) -> Plan:
     """The plan of a configuration on the published size of its data set."""
@@ -187,14 +192,15 @@ def lower_steps(config: ConfigDict, topology: str) -> Iterator[LoweredStep]:
 
     from effnetv2_jax.losses import Loss
     from effnetv2_jax.models.efficientnet import create_model
-    from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
+    from effnetv2_jax.optimizers import make_optimizer
     from effnetv2_jax.parallel import (
         AXIS,
         check_batch_size,
         parallel_eval_step,
         parallel_train_step,
     )
-    from effnetv2_jax.steps import make_eval_step, make_train_step
+    from effnetv2_jax.steps import make_eval_step
+    from effnetv2_jax.train import planned_schedule, planned_train_step
     from effnetv2_jax.train_state import create_train_state
 
     devices = topology_devices(topology)
@@ -203,31 +209,13 @@ def lower_steps(config: ConfigDict, topology: str) -> Iterator[LoweredStep]:
     plan = plan_of(config)
     model = create_model(**config.model, num_classes=plan.num_classes, axis_name=AXIS)
     loss = Loss(**config.loss)
-    schedule_arguments = dict(config.learning_rate)
-    del schedule_arguments["per_256_images"]
-    schedule = learning_rate_schedule(
-        peak=plan.peak_learning_rate,
-        total_steps=plan.total_steps,
-        steps_per_epoch=plan.steps_per_epoch,
-        **schedule_arguments,
-    )
-    optimizer = make_optimizer(schedule, **config.optimizer)
+    optimizer = make_optimizer(planned_schedule(config, plan), **config.optimizer)
     key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     state = jax.eval_shape(
         lambda key: create_train_state(model, optimizer, key, image_size=32), key
     )
     train_step = parallel_train_step(
-        make_train_step(
-            model,
-            optimizer,
-            **config.normalize,
-            loss=loss,
-            ema_decay=config.ema_decay,
-            mixing=config.mixing if plan.use_mixing else None,
-            window_steps=config.log_every_steps,
-            axis_name=AXIS,
-        ),
-        devices=devices,
+        planned_train_step(config, plan, model, optimizer, loss), devices=devices
     )
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     strengths = dict.fromkeys(("dropout_rate", "mixup_alpha", "cutmix_alpha"), scalar)
@@ -290,8 +278,7 @@ def _row(
     """Compiles a step, unless its row is known."""
     program = hashlib.sha256(step.lowered.as_text().encode()).hexdigest()[:12]
     for row in known:
-        versions = {name: getattr(row, name) for name in ("topology", "jax", "libtpu")}
-        if row.program == program and versions.items() <= provenance.items():
+        if row.identity == (program, *(provenance[n] for n in ("topology", "jax", "libtpu"))):
             return dataclasses.replace(row, stage=step.stage, steps=step.steps)
     fields: dict[str, Any] = {
         "step": step.step,
@@ -479,6 +466,9 @@ def main(arguments: list[str]) -> int:
     del arguments
     # On a TPU machine the devices stay free for a run.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    for path in filter(None, (FLAGS.results, FLAGS.json)):
+        if not Path(path).expanduser().absolute().parent.is_dir():
+            raise InputError(f"the folder of {path!r} does not exist: make it first.")
     known = read_rows(FLAGS.results) if FLAGS.results else []
     rows: list[Row] = []
     for row in compile_steps(FLAGS.config, FLAGS.topology, known=known):
@@ -489,7 +479,7 @@ def main(arguments: list[str]) -> int:
             + f", compiled in {row.compile_seconds:.0f} s",
             file=sys.stderr,
         )
-        if FLAGS.results and row not in known:
+        if FLAGS.results and row.identity not in {old.identity for old in known}:
             _append(Path(FLAGS.results), row)
     print(format_rows(rows))
     if FLAGS.json:

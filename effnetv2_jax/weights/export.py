@@ -39,6 +39,7 @@ import numpy as np
 from effnetv2_jax.errors import InputError, unknown_name
 from effnetv2_jax.steps import normalize
 from effnetv2_jax.weights.model_folder import SPEC, ModelSpec, load_model
+from effnetv2_jax.weights.output_folder import replacing_folder
 
 RECORD = "export.json"
 INPUT = "images"
@@ -144,9 +145,7 @@ def export_model(
         _classifier(network, spec, scores), variables, spec.eval_size, batch_size, name
     )
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with replacing_folder(folder) as temporary:
         # The comparison's numbers are those of float32 on CPU, whatever else this machine has.
         with jax.default_device(_cpu()):
             form.write(program, temporary)
@@ -161,13 +160,6 @@ def export_model(
         shutil.copyfile(Path(model).expanduser() / SPEC, temporary / SPEC)
         record = _record(format, program, spec, error)
         (temporary / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     usage = form.usage.format(file=str(folder / form.file), output=name)
     return Export(folder, num_bytes, error, usage)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from effnetv2_jax.errors import InputError, unknown_name
+from effnetv2_jax.weights.output_folder import replacing_folder
 
 WEIGHTS = "model.safetensors"
 SPEC = "model.json"
@@ -128,19 +127,10 @@ def save_model(
         for name, value in flatten_dict(dict(variables), sep="/").items()
     }
     _check_tensors(spec, tensors, str(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with replacing_folder(folder) as temporary:
         save_file(tensors, temporary / WEIGHTS)
         text = json.dumps({"format": _FORMAT, **dataclasses.asdict(spec)}, indent=1)
         (temporary / SPEC).write_text(text + "\n", encoding="utf-8")
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return folder
 
 

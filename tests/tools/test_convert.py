@@ -15,7 +15,7 @@ from effnetv2_jax import load_model, save_model
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.tools.convert import convert_file
 from effnetv2_jax.weights.convert import convert_back
-from effnetv2_jax.weights.model_folder import ModelSpec, expected_shapes
+from effnetv2_jax.weights.model_folder import ModelSpec, expected_shapes, load_spec
 
 VARIANT = "efficientnet-lite0"
 
@@ -139,6 +139,17 @@ def test_the_command_line(folder, tmp_path):
     assert (spec.mean, spec.eval_size, spec.licence) == ((1.0, 2.0, 3.0), 64, "MIT")
     result = run(*flags)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join("abcdefghij"))  # The last line without its end.
+    assert run(*flags, "--force", f"--classes={names}").returncode == 0
+    assert load_spec(tmp_path / "new").classes == tuple("abcdefghij")
+    result = run(*flags, "--force", "--crop=centre")
+    assert result.returncode == 2 and "did you mean center" in result.stderr.splitlines()[-1]
+    assert load_spec(tmp_path / "new").classes == tuple("abcdefghij")
+    # What a model says of itself may be set right.
+    again = ["--source=model", f"--input={tmp_path / 'new'}", f"--output={tmp_path / 'again'}"]
+    assert run(*again, "--eval_size=96").returncode == 0
+    assert load_spec(tmp_path / "again").eval_size == 96
     assert run(*flags, "--force").returncode == 0
     _, _, spec = load_model(tmp_path / "new")
     assert spec.eval_size == 224
