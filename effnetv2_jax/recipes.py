@@ -8,6 +8,7 @@ is silent, `paper` has the released value. docs/paper_vs_released.md lists every
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -300,7 +301,8 @@ def finetune(model: str | None, data: str) -> ConfigDict:
     config.init_from = model or ""
     config.model.update({field: getattr(spec, field) for field in MODEL_FIELDS})
     config.model.update(dtype="float32", drop_path_rate=0.1)
-    config.data.name = data if ":" in data or "/" not in data else f"folder:{data}"
+    is_folder = data.startswith(("/", ".", "~")) or os.path.isdir(data)
+    config.data.name = f"folder:{data}" if is_folder else data
     config.normalize.update(mean=spec.mean, std=spec.std)
     config.eval.update(
         image_size=spec.eval_size,

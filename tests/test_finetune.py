@@ -51,7 +51,19 @@ def test_everything_about_the_network_and_its_images_is_taken_from_the_weights(f
     assert (evaluation.image_size, evaluation.crop) == (32, "center")
     assert (evaluation.crop_fraction, evaluation.resize) == (0.9, "bilinear_antialias")
     assert tuple(config.progressive.image_size) == (24, 32)
-    assert load("finetune", f"model={folder},data=cifar10").data.name == "cifar10"
+
+
+def test_a_data_set_is_a_folder_or_a_name(folder, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for data, name in {
+        "mine": "folder:mine",
+        "./nothing": "folder:./nothing",
+        "cifar10": "cifar10",
+        "imagenet21k/fall11": "imagenet21k/fall11",
+        "cars:/data": "cars:/data",
+    }.items():
+        assert load("finetune", f"model={folder},data={data}").data.name == name
 
 
 def test_without_weights_they_have_to_be_named(tmp_path):
