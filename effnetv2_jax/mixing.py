@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from effnetv2_jax.errors import unknown_name
-from effnetv2_jax.models.layers import batch_positions, example_keys
+from effnetv2_jax.models.layers import example_keys
 
 FORMS = ("per_example", "released")
 
@@ -28,6 +28,7 @@ def mix(
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
+    positions: jax.Array,
     *,
     mixup_alpha: jax.Array,
     cutmix_alpha: jax.Array,
@@ -43,6 +44,7 @@ def mix(
       images: [N, H, W, C] with N even.
       labels: float32 [N, classes].
       key: the step's key.
+      positions: [N], of the examples in the global batch.
       mixup_alpha: both parameters of the Beta distribution, float32 scalar; 0 is off.
       cutmix_alpha: likewise.
       form: `per_example`: under cutmix each label weighs what its own pixels do (Yun et al.
@@ -57,13 +59,11 @@ def mix(
       under cutmix it keeps the share of its own pixels.
     """
     check_mixing(form)
-    num_examples = images.shape[0]
-    positions = batch_positions(num_examples, axis_name)
     in_cutmix_half = (positions // 2) % 2 == 1
     cutmix = (cutmix_alpha > 0) & ((mixup_alpha <= 0) | in_cutmix_half)
     alpha = jnp.where(cutmix, cutmix_alpha, mixup_alpha)
     # Beta(0, 0) is NaN, and so is its gradient: draw with a harmless alpha where mixing is off.
-    keys = example_keys(key, num_examples, axis_name)
+    keys = example_keys(key, positions)
     beta_keys, centre_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     safe_alpha = jnp.where(alpha > 0, alpha, 1.0)
     share = jax.vmap(jax.random.beta)(beta_keys, safe_alpha, safe_alpha)

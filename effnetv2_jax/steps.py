@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax import lax
 
 from effnetv2_jax.losses import Loss, multi_hot
 from effnetv2_jax.mixing import mix
+from effnetv2_jax.models.layers import batch_positions
 from effnetv2_jax.train_state import TrainState, update_ema
 
 Batch = dict[str, jax.Array]
@@ -31,6 +32,15 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return scaled / jnp.asarray(std, jnp.float32)
 
 
+class StepResults(NamedTuple):
+    """What the examples of a replica say, each a mean over them."""
+
+    grads: Any
+    batch_stats: Any
+    loss: jax.Array
+    top1: jax.Array
+
+
 def make_train_step(
     model: Any,
     optimizer: optax.GradientTransformation,
@@ -41,6 +51,7 @@ def make_train_step(
     ema_decay: float,
     mixing: str | None,
     window_steps: int,
+    micro_batches: int = 1,
     axis_name: str,
 ) -> TrainStep:
     """Builds `train_step(state, batch, strengths, key) -> (state, metrics)`.
@@ -54,6 +65,10 @@ def make_train_step(
       ema_decay: upper bound of the averages' decay.
       mixing: the form of `mixing.mix`, or None: the step holds no mixing at all.
       window_steps: metrics are summed over windows of this many steps.
+      micro_batches: equal parts of a replica's batch whose gradients are computed one after the
+        other, so that the activations of one part are in memory. Replicas exchange gradients
+        once. Each part is normalised by its own batch statistics, and their mean updates the
+        running ones once.
       axis_name: the replica axis.
 
     Returns:
@@ -62,6 +77,9 @@ def make_train_step(
       (`dropout_rate`, `mixup_alpha`, `cutmix_alpha` as float32 scalars) and the run's key. Its
       metrics are the window's sums and `nonfinite_step`.
     """
+    update = make_update(
+        optimizer, ema_decay=ema_decay, window_steps=window_steps, axis_name=axis_name
+    )
 
     def train_step(
         state: TrainState, batch: Batch, strengths: Metrics, key: jax.Array
@@ -70,39 +88,80 @@ def make_train_step(
         mixing_key, dropout_key, drop_path_key = jax.random.split(step_key, 3)
         images = normalize(batch["image"], mean, std)
         labels = loss.targets(multi_hot(batch["label"], model.num_classes))
+        positions = batch_positions(len(images), axis_name)
         if mixing is not None:
             images, labels = mix(
                 images,
                 labels,
                 mixing_key,
+                positions,
                 mixup_alpha=strengths["mixup_alpha"],
                 cutmix_alpha=strengths["cutmix_alpha"],
                 form=mixing,
                 axis_name=axis_name,
             )
 
-        def loss_function(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        def loss_function(
+            params: Any, images: jax.Array, labels: jax.Array, positions: jax.Array
+        ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, updated = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
                 train=True,
                 dropout_rate=strengths["dropout_rate"],
+                positions=positions,
                 rngs={"dropout": dropout_key, "drop_path": drop_path_key},
                 mutable=["batch_stats"],
             )
             return jnp.mean(loss(logits, labels)), (logits, updated["batch_stats"])
 
-        gradient = jax.value_and_grad(loss_function, has_aux=True)
-        (mean_loss, (logits, batch_stats)), grads = gradient(state.params)
-        # Right is a class of the largest weight: one of several equal ones, or the larger of two
-        # mixed ones.
-        best = jnp.take_along_axis(labels, jnp.argmax(logits, -1)[:, None], axis=-1)[:, 0]
-        top1 = jnp.mean(best == jnp.max(labels, -1), dtype=jnp.float32)
-        # Replica groups of BatchNorm see different batches: average their running statistics.
-        grads, batch_stats, mean_loss, top1 = lax.pmean(
-            (grads, batch_stats, mean_loss, top1), axis_name
-        )
+        def results(images: jax.Array, labels: jax.Array, positions: jax.Array) -> StepResults:
+            gradient = jax.value_and_grad(loss_function, has_aux=True)
+            (mean_loss, (logits, batch_stats)), grads = gradient(
+                state.params, images, labels, positions
+            )
+            # Right is a class of the largest weight: one of several equal ones, or the larger of
+            # two mixed ones.
+            best = jnp.take_along_axis(labels, jnp.argmax(logits, -1)[:, None], axis=-1)[:, 0]
+            top1 = jnp.mean(best == jnp.max(labels, -1), dtype=jnp.float32)
+            return StepResults(grads, batch_stats, mean_loss, top1)
 
+        if micro_batches == 1:
+            return update(state, results(images, labels, positions))
+        # The network begins with this conversion: done here, the parts wait in half the memory.
+        arrays = (images.astype(model.dtype), labels, positions)
+        parts = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), arrays)
+
+        def add(sums: StepResults, part: tuple[jax.Array, ...]) -> tuple[StepResults, None]:
+            return jax.tree.map(jnp.add, sums, results(*part)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        zeros = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))
+        sums, _ = lax.scan(add, StepResults(*zeros, zero, zero), parts)
+        return update(state, jax.tree.map(lambda total: total / micro_batches, sums))
+
+    return train_step
+
+
+def make_update(
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    window_steps: int,
+    axis_name: str,
+) -> Callable[[TrainState, StepResults], tuple[TrainState, Metrics]]:
+    """Builds the end of a step: what happens once, however many micro-batches there are.
+
+    Args:
+      optimizer: see `make_train_step`, as for the others.
+      ema_decay: see there.
+      window_steps: see there.
+      axis_name: see there.
+    """
+
+    def update(state: TrainState, results: StepResults) -> tuple[TrainState, Metrics]:
+        # Replica groups of BatchNorm see different batches: average their running statistics.
+        grads, batch_stats, mean_loss, top1 = lax.pmean(results, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
@@ -130,7 +189,7 @@ def make_train_step(
         )
         return state, {**window, "nonfinite_step": nonfinite_step}
 
-    return train_step
+    return update
 
 
 def make_eval_step(

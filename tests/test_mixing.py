@@ -16,6 +16,7 @@ import pytest
 
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.mixing import mix
+from effnetv2_jax.models.layers import batch_positions
 
 NUM, SIZE = 48, 16  # Three pairs on each of eight devices, so parity differs among them.
 PARTNER = np.arange(NUM) ^ 1
@@ -27,7 +28,10 @@ traces = []
 @jax.jit
 def jitted(images, labels, key, mixup_alpha, cutmix_alpha):
     traces.append(images.shape)
-    return mix(images, labels, key, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
+    positions = jnp.arange(len(images))
+    return mix(
+        images, labels, key, positions, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha
+    )
 
 
 def run(images, labels, mixup=0.0, cutmix=0.0, seed=0):
@@ -208,7 +212,8 @@ def test_cutmix_areas_are_those_of_clipped_boxes(alpha):
 def on_eight_devices():
     def mix_shard(images, labels, key, mixup_alpha, cutmix_alpha):
         strengths = {"mixup_alpha": mixup_alpha, "cutmix_alpha": cutmix_alpha}
-        return mix(images, labels, key, **strengths, axis_name="replica")
+        positions = batch_positions(len(images), "replica")
+        return mix(images, labels, key, positions, **strengths, axis_name="replica")
 
     return jax.pmap(mix_shard, axis_name="replica", in_axes=(0, 0, None, None, None))
 
@@ -240,7 +245,8 @@ def released_shares(cutmix_alpha, mixup_alpha=0.0, seed=0):
         "mixup_alpha": np.float32(mixup_alpha),
         "cutmix_alpha": np.float32(cutmix_alpha),
     }
-    mixed, weights = released(images, labels, jax.random.key(seed), **strengths)
+    key = jax.random.key(seed)
+    mixed, weights = released(images, labels, key, jnp.arange(NUM), **strengths)
     pixels = np.where(images[..., 0] == 1, mixed[..., 0], 1 - mixed[..., 0])
     return np.asarray(weights)[np.arange(NUM), np.arange(NUM)], pixels
 
@@ -277,4 +283,11 @@ def test_released_boxes_have_whole_sides():
 
 def test_unknown_form():
     with pytest.raises(InputError, match="unknown mixing 'relased': did you mean released"):
-        mix(*flat_batch(), jax.random.key(0), mixup_alpha=0.0, cutmix_alpha=0.0, form="relased")
+        mix(
+            *flat_batch(),
+            jax.random.key(0),
+            jnp.arange(NUM),
+            mixup_alpha=0.0,
+            cutmix_alpha=0.0,
+            form="relased",
+        )

@@ -122,6 +122,49 @@ def test_the_comparison_notices_local_statistics():
     assert relative_difference(*gradients) > 0.05
 
 
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_micro_batches_are_replicas_one_after_the_other(num_devices):
+    """Four parts of the batch, each with its own statistics and its place in the global batch."""
+    batch = batch_of(16)
+    model = tiny_model(bn_group_size=1)
+    replicas, expected = run_on(4, model, batch)
+    parts, metrics = run_on(num_devices, model, batch, micro_batches=4 // num_devices)
+    for name in ("loss", "top1", "grad_norm"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
+    start = initial_state().params
+    gradients = [jax.tree.map(np.subtract, start, s.params) for s in (parts, replicas)]
+    assert relative_difference(*gradients) < 1e-4
+    assert relative_difference(parts.batch_stats, replicas.batch_stats) < 1e-5
+    whole, _ = run_on(1, model, batch)
+    assert relative_difference(whole.batch_stats, replicas.batch_stats) > 0.01
+
+
+def test_rematerialisation_computes_again_and_changes_no_number():
+    batch = batch_of(32, size=64)
+    texts, states = [], []
+    for groups in (0, 3):
+        step = jax.pmap(
+            train_step(tiny_model().clone(remat_groups=groups)),
+            axis_name=AXIS,
+            in_axes=(None, 0, None, None),
+            out_axes=(None, None),
+            devices=jax.devices()[:2],
+        )
+        split = {k: a.reshape(2, -1, *a.shape[1:]) for k, a in batch.items()}
+        arguments = (initial_state(), split, strengths(), jax.random.key(7))
+        texts.append(step.lower(*arguments).as_text())
+        states.append(jax.device_get(step(*arguments))[0])
+    # Without the barriers the compiler would find the first result again, and keep it.
+    assert ["stablehlo.optimization_barrier" in text for text in texts] == [False, True]
+    assert texts[1].count("stablehlo.rsqrt") > texts[0].count("stablehlo.rsqrt")
+    # Batch statistics are exchanged once, not again in the backward pass.
+    exchanges = [text.count("stablehlo.all_reduce") for text in texts]
+    assert exchanges[0] == exchanges[1] > 0
+    start = initial_state().params
+    gradients = [jax.tree.map(np.subtract, start, s.params) for s in states]
+    assert relative_difference(*gradients) < 1e-5
+
+
 def test_statistics_of_replica_groups_are_those_of_their_examples():
     batch = batch_of(16)
     contrast = np.repeat([0.1, 0.4, 0.7, 1.0], 4)[:, None, None, None]

@@ -84,6 +84,11 @@ _OPERATIONS = {"fused": FusedMBConv, "mbconv": MBConv}
 _ACTIVATIONS = {"silu": nn.silu, "relu6": nn.relu6}
 
 
+def _keep_reduced(primitive: Any, *_: Any, **__: Any) -> bool:
+    """What rematerialisation keeps: batch statistics, so that replicas exchange them once."""
+    return bool(primitive.name.startswith("psum"))
+
+
 class EfficientNet(nn.Module):
     """An EfficientNetV2, EfficientNet V1 or EfficientNet-Lite; build it with `create_model`.
 
@@ -101,6 +106,8 @@ class EfficientNet(nn.Module):
       stem_stride: stride of the first convolution; 1 suits images of about 32 px.
       padding: `same` as TensorFlow, or `symmetric` as torchvision: a point of accuracy is lost
         by weights trained with the other one.
+      remat_groups: in how many block groups, rows of the table from the first, the backward pass
+        computes activations again instead of keeping them: less memory, more arithmetic.
     """
 
     spec: specs.Spec
@@ -114,6 +121,7 @@ class EfficientNet(nn.Module):
     axis_name: str | None = None
     stem_stride: int = 2
     padding: str = "same"
+    remat_groups: int = 0
 
     @property
     def total_stride(self) -> int:
@@ -145,6 +153,7 @@ class EfficientNet(nn.Module):
         train: bool = False,
         dropout_rate: specs.Rate | None = None,
         drop_path_rate: specs.Rate | None = None,
+        positions: jax.Array | None = None,
         return_features: bool = False,
     ) -> jax.Array | dict[str, jax.Array]:
         """Classifies images.
@@ -155,6 +164,8 @@ class EfficientNet(nn.Module):
             the rngs `dropout` and `drop_path` and the mutable collection `batch_stats`.
           dropout_rate: overrides the attribute; may be traced.
           drop_path_rate: overrides the attribute; may be traced.
+          positions: int [N], of the images in the global batch, by which dropout and stochastic
+            depth draw; None: 0 to N - 1.
           return_features: whether to return every endpoint instead of the logits alone.
 
         Returns:
@@ -164,6 +175,7 @@ class EfficientNet(nn.Module):
         """
         dropout_rate = self.dropout_rate if dropout_rate is None else dropout_rate
         drop_path_rate = self.drop_path_rate if drop_path_rate is None else drop_path_rate
+        positions = jnp.arange(images.shape[0]) if positions is None else positions
         conv = functools.partial(Conv, dtype=self.dtype, padding=self.padding)
         act = _ACTIVATIONS[self.spec.activation]
         norm = functools.partial(
@@ -185,13 +197,15 @@ class EfficientNet(nn.Module):
         drops_paths = train and not _is_zero(drop_path_rate)
         if drops_paths:
             # One draw for all blocks: a generator in each would dominate the compile time.
-            path_draws = example_uniforms(
-                self.make_rng("drop_path"), x.shape[0], len(blocks), self.axis_name
-            )[:, :, None, None, None]
+            path_draws = example_uniforms(self.make_rng("drop_path"), positions, len(blocks))
+            path_draws = path_draws[:, :, None, None, None]
         num_reductions = 0
         rates = specs.drop_path_rates(len(blocks), drop_path_rate)
         for index, (block, rate) in enumerate(zip(blocks, rates, strict=True)):
-            branch = _OPERATIONS[block.operation](block, conv, norm, act, name=f"blocks_{index}")(x)
+            operation: Any = _OPERATIONS[block.operation]
+            if block.row < self.remat_groups:
+                operation = nn.remat(operation, policy=_keep_reduced)
+            branch = operation(block, conv, norm, act, name=f"blocks_{index}")(x)
             if block.has_skip:
                 if drops_paths:
                     branch = drop(branch, path_draws[:, index], rate)
@@ -208,9 +222,7 @@ class EfficientNet(nn.Module):
         x = jnp.mean(x, axis=(1, 2))
         endpoints["pooled"] = x
         if train and not _is_zero(dropout_rate):
-            draws = example_uniforms(
-                self.make_rng("dropout"), x.shape[0], head_filters, self.axis_name
-            )
+            draws = example_uniforms(self.make_rng("dropout"), positions, head_filters)
             x = drop(x, draws, dropout_rate)
         x = nn.Dense(
             self.num_classes, dtype=self.dtype, kernel_init=classifier_init, name="classifier"

@@ -21,7 +21,13 @@ import effnetv2_jax
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.models import efficientnet, specs
 from effnetv2_jax.models.efficientnet import EfficientNet, FusedMBConv, MBConv, create_model
-from effnetv2_jax.models.layers import classifier_init, conv_init, drop, example_uniforms
+from effnetv2_jax.models.layers import (
+    batch_positions,
+    classifier_init,
+    conv_init,
+    drop,
+    example_uniforms,
+)
 from effnetv2_jax.models.specs import BlockRow, Spec, list_variants
 
 # Trainable scalars, BN statistics (scalars), variables with and without the BN statistics. The
@@ -610,13 +616,13 @@ def test_a_branch_is_dropped_for_a_whole_example_and_by_its_position():
 
 def test_draws_do_not_depend_on_the_number_of_devices():
     key = jax.random.key(0)
-    eight = example_uniforms(key, 8, 3, None)
-    np.testing.assert_array_equal(example_uniforms(key, 4, 3, None), eight[:4])
+    eight = example_uniforms(key, jnp.arange(8), 3)
+    np.testing.assert_array_equal(example_uniforms(key, jnp.arange(4), 3), eight[:4])
     assert len(np.unique(eight)) == eight.size
-    assert (example_uniforms(jax.random.key(1), 8, 3, None) != eight).all()
-    devices = jax.vmap(lambda _: example_uniforms(key, 4, 3, "replicas"), axis_name="replicas")(
-        jnp.arange(2)
-    )
+    assert (example_uniforms(jax.random.key(1), jnp.arange(8), 3) != eight).all()
+    devices = jax.vmap(
+        lambda _: example_uniforms(key, batch_positions(4, "replicas"), 3), axis_name="replicas"
+    )(jnp.arange(2))
     np.testing.assert_array_equal(devices.reshape(8, 3), eight)
 
 
