@@ -108,6 +108,11 @@ def base_config() -> ConfigDict:
     config.learning_rate.decay_rate = 0.97
     config.learning_rate.decay_epochs = 2.4
 
+    # memory.Fits: `auto`, a number, or one for each stage, as `1,1,2,4`.
+    config.memory = ConfigDict()
+    config.memory.micro_batches = "auto"
+    config.memory.remat_groups = "auto"
+
     # losses.Loss
     config.loss = ConfigDict()
     config.loss.kind = "softmax"

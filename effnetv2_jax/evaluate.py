@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from effnetv2_jax.data.pipeline import check_evaluation, eval_batches
 from effnetv2_jax.data.sources import Source
@@ -66,6 +67,24 @@ class Evaluator:
         step = make_eval_step(model, mean=mean, std=std, loss=loss, axis_name=AXIS)
         self._step = parallel_eval_step(step)
         self._batches: dict[tuple[str, int], Any] = {}
+
+    def compile(
+        self, variables: dict[str, Any], image_size: int, label_shape: tuple[int, ...] = ()
+    ) -> None:
+        """Compiles the evaluation of one image size, which otherwise its first call does.
+
+        Args:
+          variables: {'params', 'batch_stats'}, as `parallel.stand_in` has them.
+          image_size: side of the square images, pixels.
+          label_shape: of one example: () or (max_labels,).
+        """
+        count = self._batch_arguments["batch_size"] // jax.process_count()
+        batch = {
+            "image": np.zeros((count, image_size, image_size, 3), np.uint8),
+            "label": np.zeros((count, *label_shape), np.int32),
+            "mask": np.zeros(count, np.float32),
+        }
+        self._step.lower(variables, split_batch(batch)).compile()
 
     def __call__(
         self, split: str, variables: Mapping[str, dict[str, Any]], image_size: int

@@ -58,6 +58,21 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def stand_in(tree: Any) -> Any:
+    """Arguments of a parallel step that is compiled and not called: shapes without values.
+
+    What is compiled with them, a call with real arguments finds (jax 0.10 and 0.12). Several
+    processes have to lower with NumPy arrays of their local shapes.
+    """
+
+    def shape(value: Any) -> Any:
+        if jax.process_count() > 1 or not isinstance(value, jax.Array):
+            return np.zeros(value.shape, value.dtype)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)
+
+    return jax.tree.map(shape, tree)
+
+
 def to_host(tree: Any) -> Any:
     """Copies a replicated tree to NumPy arrays."""
 

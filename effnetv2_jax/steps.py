@@ -136,8 +136,8 @@ def make_train_step(
             return jax.tree.map(jnp.add, sums, results(*part)), None
 
         zero = jnp.zeros((), jnp.float32)
-        zeros = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))
-        sums, _ = lax.scan(add, StepResults(*zeros, zero, zero), parts)
+        zeros = StepResults(state.params, state.batch_stats, zero, zero)
+        sums, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, zeros), parts)
         return update(state, jax.tree.map(lambda total: total / micro_batches, sums))
 
     return train_step

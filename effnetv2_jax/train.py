@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from effnetv2_jax.checkpoint import Checkpoints
+from effnetv2_jax.compilation import (
+    CompilationCounts,
+    StagePrograms,
+    StageStep,
+    keep_compilations,
+)
 from effnetv2_jax.config import Plan, make_plan
 from effnetv2_jax.data.datasets import Dataset, load_dataset
 from effnetv2_jax.data.pipeline import check_augmentation, train_batches
@@ -30,6 +38,7 @@ from effnetv2_jax.errors import InputError
 from effnetv2_jax.evaluate import Evaluator
 from effnetv2_jax.initial_weights import InitialWeights, load_initial_weights
 from effnetv2_jax.losses import Loss
+from effnetv2_jax.memory import Fit, Fits, device_limit
 from effnetv2_jax.mixing import check_mixing
 from effnetv2_jax.models.efficientnet import EfficientNet, create_model
 from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
@@ -39,6 +48,7 @@ from effnetv2_jax.parallel import (
     parallel_train_step,
     replicate,
     split_batch,
+    stand_in,
     to_host,
 )
 from effnetv2_jax.progressive import Stage, format_stages
@@ -53,6 +63,10 @@ from effnetv2_jax.steps import TrainStep, make_train_step
 from effnetv2_jax.tools.plot import plot_progress
 from effnetv2_jax.train_state import WINDOW_METRICS, TrainState, create_train_state
 from effnetv2_jax.workdir import open_workdir
+
+# Steps before a stage ends at which the input of the next one starts. Both hold a shuffle buffer
+# from then on, so not earlier than a slow pipeline needs.
+_WARM_STEPS = 32
 
 
 class TrainingDiverged(InputError):
@@ -165,7 +179,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         )
 
     open_workdir(path, config, plan, dataset.class_names)
-    keep_compilations(path / "compilation_cache")
+    keep_compilations(str(path / "compilation_cache"))
+    counts = CompilationCounts()
     logging.info(
         "%s on %s: %d training and %d held-out examples, %d classes; %d device(s), %d process(es)",
         config.model.variant,
@@ -196,12 +211,23 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         logging.info("The run in %s is complete: %d steps are done.", path, step)
         return _last_evaluation(history)
 
-    train_step = parallel_train_step(planned_train_step(config, plan, model, optimizer, loss))
+    limit = device_limit(jax.local_devices()[0])
+
+    @functools.cache
+    def mapped_step(fit: Fit) -> Any:
+        return parallel_train_step(planned_train_step(config, plan, model, optimizer, loss, fit))
+
+    programs = StagePrograms(
+        plan.stages,
+        fits=planned_fits(config, plan, model, jax.device_count(), limit),
+        mapped_step=mapped_step,
+        evaluate=lambda state, *of: evaluator.compile(variables_of(state), *of),
+        evaluation_sizes=functools.partial(evaluation_sizes, config),
+    )
     state, key = replicate(state), replicate(key)
     writer = MetricsWriter(path)
     progress = Progress(plan, config.batch_size, step)
     profile = make_profiler(path, config.profile_steps)
-    compiled_sizes: set[int] = set()
     stage: Stage | None = None
     previous: Any = None
     unreported: tuple[int, Stage, Any] | None = None
@@ -237,28 +263,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             next_stage, batch = next(batches)
             progress.waited_for_input(time.monotonic() - waiting_since)
             if next_stage is not stage:
+                paused_at = time.monotonic()
                 stage = next_stage
-                strengths = replicate(
-                    {
-                        name: np.float32(getattr(stage, name))
-                        for name in ("dropout_rate", "mixup_alpha", "cutmix_alpha")
-                    }
-                )
-            launched_at = time.monotonic()
-            state, metrics = train_step(state, split_batch(batch), strengths, key)
+                strengths = replicate(stage_strengths(stage))
+                arguments = (state, split_batch(batch), strengths, key)
+                stage_step = programs.enter(stage, stand_in(arguments))
+                progress.paused(time.monotonic() - paused_at)
+                if stage_step.is_new:
+                    writer.write(step + 1, report_compilation(stage_step, stage))
+            state, metrics = stage_step.step(state, split_batch(batch), strengths, key)
             step += 1
-            if stage.image_size not in compiled_sizes:
-                # The call returns when the step is compiled, while it still runs.
-                compiled_sizes.add(stage.image_size)
-                seconds = time.monotonic() - launched_at
-                progress.paused(seconds)
-                writer.write(step, {"perf/compile_seconds": seconds})
-                logging.info(
-                    "Stage %d: compiled the train step for %d px in %.1f s.",
-                    stage.index + 1,
-                    stage.image_size,
-                    seconds,
-                )
             # Read what is finished only now that the next step is on its way.
             if unreported is not None:
                 report(*unreported)
@@ -281,6 +295,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             check_finite(jax.device_get(metrics), checkpoints)
             paused_at = time.monotonic()
             if evaluates:
+                programs.wait_for_evaluation(stage)
                 results = evaluate_state(evaluator, state, config, stage)
                 writer.write(step, results)
                 if best_evaluation.add(step, results):
@@ -301,6 +316,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         logging.info(
             "No gain in %s since step %d: training ends early.", selection, best_evaluation.step
         )
+    logging.info(
+        "After the first step training stood still for compilation %.1f s of %.1f s (%.1f %%); "
+        "of %d programs %d were in the cache.",
+        programs.waited,
+        programs.seconds_since_first_step,
+        100 * programs.waited / programs.seconds_since_first_step,
+        counts.programs,
+        counts.from_cache,
+    )
     logging.info("The run in %s is complete: %d steps are done.", path, step)
     return results
 
@@ -323,27 +347,77 @@ def planned_train_step(
     model: EfficientNet,
     optimizer: optax.GradientTransformation,
     loss: Loss,
+    fit: Fit,
 ) -> TrainStep:
-    """The step of one replica that a configuration describes."""
+    """The step of one replica that a configuration describes, in a setting that fits."""
     return make_train_step(
-        model,
+        model.clone(remat_groups=fit.remat_groups),
         optimizer,
         **config.normalize,
         loss=loss,
         ema_decay=config.ema_decay,
         mixing=config.mixing if plan.use_mixing else None,
         window_steps=config.log_every_steps,
+        micro_batches=fit.micro_batches,
         axis_name=AXIS,
     )
+
+
+def planned_fits(
+    config: ConfigDict, plan: Plan, model: EfficientNet, num_devices: int, limit: int | None
+) -> Fits:
+    """What to try so that each stage's step fits into `limit` bytes of a device (None: unknown)."""
+    return Fits(
+        model,
+        per_device=config.batch_size // num_devices,
+        num_stages=len(plan.stages),
+        limit=limit,
+        **config.memory,
+    )
+
+
+def stage_strengths(stage: Stage) -> dict[str, np.float32]:
+    """What the train step is told of a stage."""
+    names = ("dropout_rate", "mixup_alpha", "cutmix_alpha")
+    return {name: np.float32(getattr(stage, name)) for name in names}
+
+
+def evaluation_sizes(config: ConfigDict, stage: Stage) -> tuple[int, ...]:
+    """The image sizes of the evaluations in a stage."""
+    sizes = [config.eval.image_size]
+    if config.eval.at_stage_size and stage.image_size not in sizes:
+        sizes.append(stage.image_size)
+    return tuple(sizes)
+
+
+def report_compilation(compiled: StageStep, stage: Stage) -> dict[str, float]:
+    """Logs what a stage's recompile cost; returns the same as metrics."""
+    logging.info(
+        "Stage %d: compiled the train step for %d px in %.1f s, %.1f s of them while the stage "
+        "before trained%s.",
+        stage.index + 1,
+        stage.image_size,
+        compiled.seconds,
+        compiled.hidden_seconds,
+        "" if compiled.fit == Fit() else f"; {compiled.fit}, to fit into memory",
+    )
+    return {
+        "perf/compile_seconds": compiled.seconds,
+        "perf/compile_hidden_seconds": compiled.hidden_seconds,
+        "perf/micro_batches": compiled.fit.micro_batches,
+        "perf/remat_groups": compiled.fit.remat_groups,
+    }
 
 
 def staged_batches(
     config: ConfigDict, plan: Plan, dataset: Dataset, step: int
 ) -> Iterator[tuple[Stage, dict[str, np.ndarray]]]:
-    """This host's training batches from `step` on, each with its stage."""
-    for stage in plan.stages:
-        if stage.last_step <= step:
-            continue
+    """This host's training batches from `step` on, each with its stage.
+
+    The next stage's first batch is prepared while the last ones of this stage train.
+    """
+
+    def first_batch(stage: Stage) -> tuple[dict[str, np.ndarray], Iterator[dict[str, np.ndarray]]]:
         batches = train_batches(
             dataset.train,
             seed=config.seed,
@@ -358,8 +432,24 @@ def staged_batches(
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        for batch in batches:
-            yield stage, batch
+        return next(batches), batches
+
+    stages = [stage for stage in plan.stages if stage.num_steps and stage.last_step > step]
+    with ThreadPoolExecutor(1, "next stage's input") as pool:
+        coming = pool.submit(first_batch, stages[0])
+        for stage, following in itertools.zip_longest(stages, stages[1:]):
+            first, rest = coming.result()
+            begin = max(step, stage.first_step)
+            warm_at = max(stage.last_step - _WARM_STEPS, begin)
+            for number, batch in enumerate(itertools.chain([first], rest), begin):
+                if number == warm_at and following is not None:
+                    coming = pool.submit(first_batch, following)
+                yield stage, batch
+
+
+def variables_of(state: TrainState) -> dict[str, Any]:
+    """The network's variables, not averaged."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def evaluate_state(
@@ -371,7 +461,7 @@ def evaluate_state(
     a network trained at 32 px is near chance at 48.
     """
     started_at = time.monotonic()
-    raw = {"params": state.params, "batch_stats": state.batch_stats}
+    raw = variables_of(state)
     ema = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
     results: dict[str, float] = {}
     for split in evaluator.splits:
@@ -454,15 +544,6 @@ def _first_state(
 def _last_evaluation(history: list[dict[str, Any]]) -> dict[str, float]:
     evaluations = [row for row in history if "eval/top1" in row]
     return {k: v for k, v in evaluations[-1].items() if k != "step"} if evaluations else {}
-
-
-def keep_compilations(directory: Path) -> None:
-    """Keeps compiled programs in a folder, so that a restart compiles nothing again.
-
-    `JAX_COMPILATION_CACHE_DIR` takes precedence.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 class _Stop:

@@ -29,9 +29,7 @@ traces = []
 def jitted(images, labels, key, mixup_alpha, cutmix_alpha):
     traces.append(images.shape)
     positions = jnp.arange(len(images))
-    return mix(
-        images, labels, key, positions, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha
-    )
+    return mix(images, labels, key, positions, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
 
 
 def run(images, labels, mixup=0.0, cutmix=0.0, seed=0):
