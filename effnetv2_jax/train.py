@@ -59,7 +59,7 @@ from effnetv2_jax.reporting import (
     make_profiler,
     rewind_metrics,
 )
-from effnetv2_jax.steps import TrainStep, make_train_step
+from effnetv2_jax.steps import StepResults, TrainStep, make_train_step, make_update
 from effnetv2_jax.tools.plot import plot_progress
 from effnetv2_jax.train_state import WINDOW_METRICS, TrainState, create_train_state
 from effnetv2_jax.workdir import open_workdir
@@ -359,6 +359,18 @@ def planned_train_step(
         mixing=config.mixing if plan.use_mixing else None,
         window_steps=config.log_every_steps,
         micro_batches=fit.micro_batches,
+        axis_name=AXIS,
+    )
+
+
+def planned_update(
+    config: ConfigDict, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, StepResults], tuple[TrainState, dict[str, jax.Array]]]:
+    """The end of that step, which all its micro-batches share."""
+    return make_update(
+        optimizer,
+        ema_decay=config.ema_decay,
+        window_steps=config.log_every_steps,
         axis_name=AXIS,
     )
 

@@ -16,6 +16,7 @@ from effnetv2_jax.errors import InputError, unknown_name
 from effnetv2_jax.models import specs
 from effnetv2_jax.models.convolutions import PADDINGS
 from effnetv2_jax.models.layers import (
+    BatchNorm,
     Conv,
     SqueezeExcite,
     classifier_init,
@@ -179,9 +180,9 @@ class EfficientNet(nn.Module):
         conv = functools.partial(Conv, dtype=self.dtype, padding=self.padding)
         act = _ACTIVATIONS[self.spec.activation]
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
-            momentum=self.bn_decay,
+            decay=self.bn_decay,
             epsilon=self.bn_epsilon,
             dtype=self.dtype,
             axis_name=self.axis_name if train else None,

@@ -3,16 +3,17 @@
     pip install effnetv2_jax[tpu]
     python -m effnetv2_jax.tools.tpu_compile --config=configs/l_21k.py --topology=v3:4x4
 
-One row for each image size of the train step and one for the evaluation: seconds of compilation,
-memory per core against its limit, arithmetic and traffic per image, collectives, XLA's own
-estimate of the step's time and the roofline's. Exit status: 0 all fit, 1 a step does not fit,
-2 bad input.
+One row for each image size of the train step and one for the evaluation: how the step was cut
+down to fit, seconds of compilation, memory per core against its limit, arithmetic and traffic per
+image, collectives, XLA's own estimate of the step's time and the roofline's. Exit status: 0 all
+fit, 1 a step does not fit, 2 bad input.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -23,9 +24,9 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -34,6 +35,9 @@ from effnetv2_jax import command_line
 from effnetv2_jax.config import Plan, make_plan
 from effnetv2_jax.data.sizes import published_sizes
 from effnetv2_jax.errors import InputError, unknown_name
+
+if TYPE_CHECKING:  # JAX takes seconds to import, and must not before main has told it not to
+    from effnetv2_jax.memory import Fit  # take a TPU.
 
 FLAGS = flags.FLAGS
 
@@ -72,10 +76,12 @@ class Row:
     """What the compiler says of one step.
 
     Attributes:
-      step: `train` or `eval`.
-      stage: its number, from 1; 0 for the evaluation.
+      step: `train`, `eval`, or `update`: the end of a train step, which micro-batches share.
+      stage: its number, from 1; 0 for the other two.
       image_size: pixels.
       batch_per_core: images.
+      micro_batches: see `memory.Fit`.
+      remat_groups: see `memory.Fit`.
       steps: how often the run takes this step.
       fits: whether the compiler found room for it.
       compile_seconds: on this machine.
@@ -101,6 +107,8 @@ class Row:
     stage: int
     image_size: int
     batch_per_core: int
+    micro_batches: int
+    remat_groups: int
     steps: int
     fits: bool
     compile_seconds: float
@@ -139,15 +147,21 @@ def plan_of(config: ConfigDict) -> Plan:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LoweredStep:
-    """A step as the compiler gets it; the fields are those of `Row`."""
+class RunStep:
+    """One step of a run, before the compiler sees it; the first fields are those of `Row`.
+
+    Attributes:
+      candidates: settings, cheapest first; the first that fits is the run's.
+      lower: what the compiler gets, in a setting.
+    """
 
     step: str
     stage: int
     image_size: int
     batch_per_core: int
     steps: int
-    lowered: Any
+    candidates: Sequence[Fit]
+    lower: Callable[[Fit], Any]
 
 
 def compile_steps(
@@ -160,37 +174,61 @@ def compile_steps(
       topology: generation and shape, as `v3:4x4` (32 cores).
       known: rows of the same program and compiler are returned instead of compiled again.
 
+    Yields:
+      Every row: of a step that does not fit, one for each setting that was tried; before the
+      first step of several micro-batches the `update` that they share. `chosen_rows` tells
+      which ones the run takes.
+
     Raises:
       InputError: an unknown topology, or a batch that its cores do not divide.
     """
     import jax
 
+    from effnetv2_jax.memory import Fit
+
     topology_devices(topology)  # Raises before anything of libtpu is asked for.
+    kind = DEVICE_KINDS[topology.partition(":")[0]]
     provenance = {
         "topology": topology,
         "run": f"{config.model.variant} on {config.data.name}",
         "jax": jax.__version__,
         "libtpu": importlib.metadata.version("libtpu"),
     }
-    for step in lower_steps(config, topology):
-        yield _row(step, DEVICE_KINDS[topology.partition(":")[0]], provenance, known)
+    compile_row = functools.partial(_row, kind=kind, provenance=provenance, known=known)
+    update, *steps = run_steps(config, topology)
+    update_row: Row | None = None
+    for step in steps:
+        for fit in step.candidates:
+            if fit.micro_batches > 1 and update_row is None:
+                update_row = compile_row(update, Fit())
+                yield update_row
+            row = compile_row(step, fit, update=update_row)
+            yield row
+            if row.fits:
+                break
 
 
-def lower_steps(config: ConfigDict, topology: str) -> Iterator[LoweredStep]:
-    """The train step of every stage and the evaluation step, as `main` would run them.
+def chosen_rows(rows: Collection[Row]) -> list[Row]:
+    """Of each step the last row, in order: the setting that fits, or the last that does not."""
+    return list({(row.step, row.stage): row for row in rows if row.step != "update"}.values())
+
+
+def run_steps(config: ConfigDict, topology: str) -> list[RunStep]:
+    """The steps of a run as `main` would run them: update, every stage's train step, evaluation.
 
     Args:
       config: of the run.
       topology: generation and shape.
 
     Raises:
-      InputError: as `compile_steps`, on the first one.
+      InputError: as `compile_steps`.
     """
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from effnetv2_jax.losses import Loss
+    from effnetv2_jax.memory import Fit
     from effnetv2_jax.models.efficientnet import create_model
     from effnetv2_jax.optimizers import make_optimizer
     from effnetv2_jax.parallel import (
@@ -199,8 +237,13 @@ def lower_steps(config: ConfigDict, topology: str) -> Iterator[LoweredStep]:
         parallel_eval_step,
         parallel_train_step,
     )
-    from effnetv2_jax.steps import make_eval_step
-    from effnetv2_jax.train import planned_schedule, planned_train_step
+    from effnetv2_jax.steps import StepResults, make_eval_step
+    from effnetv2_jax.train import (
+        planned_fits,
+        planned_schedule,
+        planned_train_step,
+        planned_update,
+    )
     from effnetv2_jax.train_state import create_train_state
 
     devices = topology_devices(topology)
@@ -214,9 +257,8 @@ def lower_steps(config: ConfigDict, topology: str) -> Iterator[LoweredStep]:
     state = jax.eval_shape(
         lambda key: create_train_state(model, optimizer, key, image_size=32), key
     )
-    train_step = parallel_train_step(
-        planned_train_step(config, plan, model, optimizer, loss), devices=devices
-    )
+    limit = int(DEVICE_KINDS[topology.partition(":")[0]].memory)
+    fits = planned_fits(config, plan, model, num_devices, limit)
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     strengths = dict.fromkeys(("dropout_rate", "mixup_alpha", "cutmix_alpha"), scalar)
 
@@ -228,21 +270,51 @@ def lower_steps(config: ConfigDict, topology: str) -> Iterator[LoweredStep]:
             **{name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in more.items()},
         }
 
+    def lower_update(_: Fit) -> Any:
+        update = planned_update(config, optimizer)
+        step = parallel_train_step(
+            lambda state, batch, *_: update(state, batch["results"]), devices=devices
+        )
+        means: Any = (state.params, state.batch_stats, scalar, scalar)
+        results = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((num_devices, *a.shape), a.dtype), StepResults(*means)
+        )
+        return step.lower(state, {"results": results}, strengths, key)
+
+    def lower_train(size: int, fit: Fit) -> Any:
+        step = planned_train_step(config, plan, model, optimizer, loss, fit)
+        mapped = parallel_train_step(step, devices=devices)
+        return mapped.lower(state, batch(per_core, size), strengths, key)
+
+    def lower_eval(_: Fit) -> Any:
+        step = make_eval_step(model, **config.normalize, loss=loss, axis_name=AXIS)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return parallel_eval_step(step, devices=devices).lower(
+            variables, batch(eval_per_core, eval_size, mask=np.float32)
+        )
+
     per_core = config.batch_size // num_devices
-    for stage in plan.stages:
-        lowered = train_step.lower(state, batch(per_core, stage.image_size), strengths, key)
-        steps = stage.last_step - stage.first_step
-        yield LoweredStep("train", stage.index + 1, stage.image_size, per_core, steps, lowered)
-    eval_step = parallel_eval_step(
-        make_eval_step(model, **config.normalize, loss=loss, axis_name=AXIS), devices=devices
-    )
-    per_core = -(-config.eval.batch_size // num_devices)
-    size = config.eval.image_size
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    lowered = eval_step.lower(variables, batch(per_core, size, mask=np.float32))
+    eval_per_core, eval_size = -(-config.eval.batch_size // num_devices), config.eval.image_size
     evaluations = plan.total_steps // plan.eval_every_steps
-    steps = evaluations * -(-plan.num_eval_examples // (per_core * num_devices))
-    yield LoweredStep("eval", 0, size, per_core, steps, lowered)
+    eval_steps = evaluations * -(-plan.num_eval_examples // (eval_per_core * num_devices))
+    return [
+        # Its numbers are of a step, not of an image.
+        RunStep("update", 0, 0, 1, 0, [Fit()], lower_update),
+        *(
+            RunStep(
+                "train",
+                stage.index + 1,
+                stage.image_size,
+                per_core,
+                stage.num_steps,
+                fits.candidates(stage),
+                functools.partial(lower_train, stage.image_size),
+            )
+            for stage in plan.stages
+            if stage.num_steps
+        ),
+        RunStep("eval", 0, eval_size, eval_per_core, eval_steps, [Fit()], lower_eval),
+    ]
 
 
 def topology_devices(topology: str) -> list[Any]:
@@ -273,19 +345,26 @@ def topology_devices(topology: str) -> list[Any]:
 
 
 def _row(
-    step: LoweredStep, kind: DeviceKind, provenance: dict[str, str], known: Collection[Row]
+    step: RunStep,
+    fit: Fit,
+    *,
+    kind: DeviceKind,
+    provenance: dict[str, str],
+    known: Collection[Row],
+    update: Row | None = None,
 ) -> Row:
-    """Compiles a step, unless its row is known."""
-    program = hashlib.sha256(step.lowered.as_text().encode()).hexdigest()[:12]
+    """Compiles a step in a setting, unless its row is known."""
+    from effnetv2_jax.memory import DoesNotFit, compile_within
+
+    lowered = step.lower(fit)
+    program = hashlib.sha256(lowered.as_text().encode()).hexdigest()[:12]
     for row in known:
         if row.identity == (program, *(provenance[n] for n in ("topology", "jax", "libtpu"))):
             return dataclasses.replace(row, stage=step.stage, steps=step.steps)
     fields: dict[str, Any] = {
-        "step": step.step,
-        "stage": step.stage,
-        "image_size": step.image_size,
+        **{name: getattr(step, name) for name in ("step", "stage", "image_size", "steps")},
         "batch_per_core": step.batch_per_core,
-        "steps": step.steps,
+        **dataclasses.asdict(fit),
         "limit_gib": kind.memory / GIB,
         "program": program,
         **provenance,
@@ -295,37 +374,40 @@ def _row(
         with warnings.catch_warnings():
             # A cache of compiled programs cannot be read without the device.
             warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
-            compiled = step.lowered.compile()
-    except Exception as error:  # XLA has one exception for everything.
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            compiled = compile_within(lowered, int(kind.memory))
+    except DoesNotFit as refusal:
         return Row(
             **fields,
             fits=False,
             compile_seconds=time.monotonic() - begun,
-            memory_gib=_memory_asked_for(str(error)) / GIB,
-            error=" ".join(str(error).split())[:200],
+            memory_gib=refusal.needed / GIB,
+            error=str(refusal),
         )
     seconds = time.monotonic() - begun
-    costs = _costs(compiled, kind, step.batch_per_core)
+    costs = _costs(compiled, kind, step.batch_per_core, fit.micro_batches, update)
     return Row(**fields, fits=True, compile_seconds=seconds, **costs)
 
 
-def _costs(compiled: Any, kind: DeviceKind, batch_per_core: int) -> dict[str, Any]:
-    """What the compiler says of a program that fits."""
+def _costs(
+    compiled: Any, kind: DeviceKind, batch_per_core: int, micro_batches: int, update: Row | None
+) -> dict[str, Any]:
+    """What the compiler says of a program that fits.
+
+    XLA counts the body of a loop once. The body of the loop over micro-batches is what a step
+    has without its update.
+    """
+    from effnetv2_jax.memory import used_memory
+
     cost = compiled.cost_analysis()
-    memory = compiled.memory_analysis()
-    used = (
-        memory.temp_size_in_bytes
-        + memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
     flops, traffic, seconds = cost["flops"], cost["bytes accessed"], cost["optimal_seconds"]
-    count, exchanged = collectives(compiled.as_text())
+    if micro_batches > 1:
+        assert update is not None
+        flops += (micro_batches - 1) * (flops - 1e9 * update.gflops_per_image)
+        traffic += (micro_batches - 1) * (traffic - 1e6 * update.mbytes_per_image)
+        seconds += (micro_batches - 1) * (seconds - 1e-3 * update.estimated_ms)
+    count, exchanged = collectives(compiled.as_text(), micro_batches)
     return {
-        "memory_gib": used / GIB,
+        "memory_gib": used_memory(compiled) / GIB,
         "gflops_per_image": flops / batch_per_core / 1e9,
         "mbytes_per_image": traffic / batch_per_core / 1e6,
         "collectives": count,
@@ -337,30 +419,33 @@ def _costs(compiled: Any, kind: DeviceKind, batch_per_core: int) -> dict[str, An
     }
 
 
-def _memory_asked_for(message: str) -> float:
-    """Bytes, from XLA's message that memory does not suffice; 0 if it says none."""
-    used = re.search(r"\(([\d.]+)([KMG])\) exceeds available", message)
-    return float(used[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[used[2]] if used else 0.0
-
-
 _DTYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _COLLECTIVE = re.compile(
     r"= (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
 
 
-def collectives(program: str) -> tuple[int, int]:
+def collectives(program: str, loop_count: int = 1) -> tuple[int, int]:
     """Counts the operations of a compiled program in which devices exchange data, and their bytes.
 
     Args:
       program: XLA's text of it.
+      loop_count: how often its loops run.
     """
+    bodies = set(re.findall(r"\bbody=%?([\w.-]+)", program))
     count = num_bytes = 0
-    for match in _COLLECTIVE.finditer(program):
-        count += 1
+    repeats = 1
+    for line in program.splitlines():
+        if line.rstrip().endswith("{"):
+            name = line.removeprefix("ENTRY ").lstrip("%").partition(" ")[0]
+            repeats = loop_count if name in bodies else 1
+        match = _COLLECTIVE.search(line)
+        if match is None:
+            continue
+        count += repeats
         for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1]):
             sides = [int(side) for side in shape.split(",") if side]
-            num_bytes += _DTYPE_BYTES.get(dtype, 4) * math.prod(sides)
+            num_bytes += repeats * _DTYPE_BYTES.get(dtype, 4) * math.prod(sides)
     return count, num_bytes
 
 
@@ -382,6 +467,8 @@ def format_rows(rows: Collection[Row]) -> str:
         ("step", lambda r: f"{r.step} {r.stage}" if r.stage else r.step),
         ("px", lambda r: str(r.image_size)),
         ("batch/core", lambda r: str(r.batch_per_core)),
+        ("parts", lambda r: str(r.micro_batches)),
+        ("remat", lambda r: str(r.remat_groups)),
         ("compile s", lambda r: f"{r.compile_seconds:.0f}"),
         ("GiB", lambda r: f"{r.memory_gib:.1f} of {r.limit_gib:.0f}"),
         ("GFLOP/image", lambda r: f"{r.gflops_per_image:.1f}"),
@@ -395,7 +482,7 @@ def format_rows(rows: Collection[Row]) -> str:
     cells = [[name for name, _ in columns]]
     for row in rows:
         shown = [show(row) for _, show in columns]
-        cells.append(shown if row.fits else [*shown[:5], "does not fit", *[""] * 6])
+        cells.append(shown if row.fits else [*shown[:7], "does not fit", *[""] * 6])
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -473,14 +560,16 @@ def main(arguments: list[str]) -> int:
     rows: list[Row] = []
     for row in compile_steps(FLAGS.config, FLAGS.topology, known=known):
         rows.append(row)
+        fit = f"{row.micro_batches} part(s), {row.remat_groups} group(s) rematerialised"
         print(
-            f"{row.step} {row.image_size} px: "
+            f"{row.step} {row.image_size} px, {fit}: "
             + (f"{row.estimated_ms:.1f} ms" if row.fits else "does not fit")
             + f", compiled in {row.compile_seconds:.0f} s",
             file=sys.stderr,
         )
         if FLAGS.results and row.identity not in {old.identity for old in known}:
             _append(Path(FLAGS.results), row)
+    rows = chosen_rows(rows)
     print(format_rows(rows))
     if FLAGS.json:
         Path(FLAGS.json).write_text(
@@ -491,7 +580,8 @@ def main(arguments: list[str]) -> int:
         first = too_large[0]
         print(
             f"error: the {first.step} step at {first.image_size} px needs {first.memory_gib:.1f} "
-            f"GiB of a core's {first.limit_gib:.0f}: use more cores, or a smaller batch_size.",
+            f"GiB of a core's {first.limit_gib:.0f}: use more cores, a smaller batch_size, or "
+            "memory.micro_batches=auto.",
             file=sys.stderr,
         )
     return 1 if too_large else 0

@@ -19,7 +19,6 @@ from effnetv2_jax.tools.tpu_compile import (
     compile_steps,
     estimated_hours,
     format_rows,
-    lower_steps,
     read_rows,
 )
 
