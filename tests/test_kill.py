@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -62,5 +63,8 @@ def test_ten_kills_end_bit_for_bit_where_the_straight_run_ends(tmp_path):
 
     status, errors = finish(start("never", killed))
     assert status == 0, errors
+    # Everything that the last start needed, one of the others had compiled.
+    counted = re.search(r"of (\d+) programs (\d+) were in the cache", errors)
+    assert counted and counted[1] == counted[2] and int(counted[1]) > 3, errors
     assert_same_bits(final_arrays(killed), final_arrays(straight))
     assert lasting_rows(killed) == lasting_rows(straight)

@@ -111,8 +111,13 @@ def test_metrics_cover_every_step_once(straight_run):
 
 def test_one_deliberate_compilation_for_each_image_size(straight_run):
     workdir, _ = straight_run
-    compiled_at = [r["step"] for r in read_metrics(workdir) if "perf/compile_seconds" in r]
-    assert compiled_at == [1, 10, 19]
+    rows = [row for row in read_metrics(workdir) if "perf/compile_seconds" in row]
+    assert [row["step"] for row in rows] == [1, 10, 19]
+    hidden = [row["perf/compile_hidden_seconds"] for row in rows]
+    # Nothing trains before the first stage. This run is shorter than its compilations.
+    assert hidden[0] < 0.1 < min(hidden[1:])
+    assert all(h <= row["perf/compile_seconds"] for h, row in zip(hidden, rows, strict=True))
+    assert {row["perf/micro_batches"] for row in rows} == {1}
 
 
 def test_evaluation_at_the_stage_size_is_apart(straight_run):

@@ -203,6 +203,8 @@ def compile_steps(
                 update_row = compile_row(update, Fit())
                 yield update_row
             row = compile_row(step, fit, update=update_row)
+            # What was compiled is of no further use, and a large network's takes gigabytes.
+            jax.clear_caches()
             yield row
             if row.fits:
                 break
