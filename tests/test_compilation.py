@@ -129,7 +129,7 @@ def test_what_fits_nowhere_is_one_sentence():
             raise DoesNotFit("2 of 1 bytes", 2)
 
     ahead = programs(mapped_step=lambda fit: TooLarge(), limit=1)
-    with pytest.raises(InputError, match="the train step for 16 px does not fit.*2 of 1 bytes"):
+    with pytest.raises(InputError, match=r"the train step for 16 px does not fit.*2 of 1 bytes"):
         ahead.enter(STAGES[0], stand_in(arguments(16)))
 
 

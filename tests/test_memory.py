@@ -79,15 +79,17 @@ def test_settings_are_one_for_all_stages_or_one_for_each():
 
 
 def test_mistakes():
-    with pytest.raises(InputError, match="memory.micro_batches '1,2,4' names 3 stages of 2"):
+    with pytest.raises(InputError, match=r"memory.micro_batches '1,2,4' names 3 stages of 2"):
         fits(micro_batches="1,2,4")
-    with pytest.raises(InputError, match="memory.remat_groups is 'all': give auto, a number"):
+    with pytest.raises(InputError, match=r"memory.remat_groups is 'all': give auto, a number"):
         fits(remat_groups="all")
-    with pytest.raises(InputError, match="micro_batches 3 does not divide the 128 images.*1, 2, 4"):
+    with pytest.raises(
+        InputError, match=r"micro_batches 3 does not divide the 128 images.*1, 2, 4"
+    ):
         fits(micro_batches="3")
-    with pytest.raises(InputError, match="micro_batches 0 does not divide"):
+    with pytest.raises(InputError, match=r"micro_batches 0 does not divide"):
         fits(micro_batches="0")
-    with pytest.raises(InputError, match="remat_groups 7 is more than the network's 6"):
+    with pytest.raises(InputError, match=r"remat_groups 7 is more than the network's 6"):
         fits(remat_groups="7")
 
 

@@ -122,7 +122,11 @@ class BatchNorm(nn.Module):
                 running_mean.value = self.decay * running_mean.value + rest * mean
                 running_var.value = self.decay * running_var.value + rest * var
         factor = scale * lax.rsqrt(var + self.epsilon)
-        return (values * factor + (bias - mean * factor)).astype(self.dtype)
+        return self.normalise(values, factor, bias - mean * factor)
+
+    def normalise(self, values: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
+        """One multiply-add of float32 [N, H, W, C] with [C] numbers."""
+        return (values * factor + offset).astype(self.dtype)
 
 
 class SqueezeExcite(nn.Module):

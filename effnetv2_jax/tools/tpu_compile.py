@@ -24,7 +24,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -386,17 +386,29 @@ def _row(
             error=str(refusal),
         )
     seconds = time.monotonic() - begun
-    costs = _costs(compiled, kind, step.batch_per_core, fit.micro_batches, update)
-    return Row(**fields, fits=True, compile_seconds=seconds, **costs)
+    update_costs = None if update is None else dataclasses.asdict(update)
+    values = costs(compiled, kind, step.batch_per_core, fit.micro_batches, update_costs)
+    return Row(**fields, fits=True, compile_seconds=seconds, **values)
 
 
-def _costs(
-    compiled: Any, kind: DeviceKind, batch_per_core: int, micro_batches: int, update: Row | None
+def costs(
+    compiled: Any,
+    kind: DeviceKind,
+    batch_per_core: int,
+    micro_batches: int = 1,
+    update: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What the compiler says of a program that fits.
+    """What the compiler says of a program that fits, by the names of `Row`.
 
     XLA counts the body of a loop once. The body of the loop over micro-batches is what a step
     has without its update.
+
+    Args:
+      compiled: for a TPU.
+      kind: of TPU.
+      batch_per_core: images.
+      micro_batches: that the program loops over.
+      update: what this function says of the update alone; needed for several micro-batches.
     """
     from effnetv2_jax.memory import used_memory
 
@@ -404,9 +416,9 @@ def _costs(
     flops, traffic, seconds = cost["flops"], cost["bytes accessed"], cost["optimal_seconds"]
     if micro_batches > 1:
         assert update is not None
-        flops += (micro_batches - 1) * (flops - 1e9 * update.gflops_per_image)
-        traffic += (micro_batches - 1) * (traffic - 1e6 * update.mbytes_per_image)
-        seconds += (micro_batches - 1) * (seconds - 1e-3 * update.estimated_ms)
+        flops += (micro_batches - 1) * (flops - 1e9 * update["gflops_per_image"])
+        traffic += (micro_batches - 1) * (traffic - 1e6 * update["mbytes_per_image"])
+        seconds += (micro_batches - 1) * (seconds - 1e-3 * update["estimated_ms"])
     count, exchanged = collectives(compiled.as_text(), micro_batches)
     return {
         "memory_gib": used_memory(compiled) / GIB,

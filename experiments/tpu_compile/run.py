@@ -1,8 +1,8 @@
 """Compiles the steps of the paper's runs for TPUv3, without a TPU, and draws up the tables.
 
     pip install -e '.[tpu]'
-    python experiments/tpu_compile/run.py            # what is missing in results.csv, then README's tables
-    python experiments/tpu_compile/run.py --tables   # the tables alone
+    python experiments/tpu_compile/run.py            # what is missing in results.csv, and tables
+    python experiments/tpu_compile/run.py --tables   # README's tables alone
 
 Each command of `tools.tpu_compile` below runs in a process of its own, and its rows are added to
 `results.csv` one by one, so that a sweep that is stopped goes on where it was. All of it takes

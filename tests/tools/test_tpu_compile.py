@@ -11,15 +11,18 @@ import jax
 import pytest
 
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.memory import Fit
 from effnetv2_jax.models.efficientnet import create_model
 from effnetv2_jax.models.multiply_adds import count_multiply_adds
 from effnetv2_jax.recipes import imagenet1k
 from effnetv2_jax.tools.tpu_compile import (
+    chosen_rows,
     collectives,
     compile_steps,
     estimated_hours,
     format_rows,
     read_rows,
+    run_steps,
 )
 
 pytestmark = pytest.mark.slow
@@ -43,10 +46,15 @@ def rows():
     return list(compile_steps(small_config(), TOPOLOGY))
 
 
+def train_step(config):
+    (step,) = [step for step in run_steps(config, TOPOLOGY) if step.step == "train"]
+    return step
+
+
 @pytest.fixture(scope="module")
 def train_program():
     """The compiled train step."""
-    return next(lower_steps(small_config(), TOPOLOGY)).lowered.compile()
+    return train_step(small_config()).lower(Fit()).compile()
 
 
 def test_a_row_for_each_step(rows):
@@ -97,9 +105,35 @@ def test_the_state_is_donated(train_program):
 
 
 def test_too_large_a_batch_says_how_much_it_needs():
-    (row,) = [row for row in compile_steps(small_config(2**22), TOPOLOGY) if row.step == "train"]
+    config = small_config(2**22)
+    config.memory.update(micro_batches="1", remat_groups="0")
+    (row,) = [row for row in compile_steps(config, TOPOLOGY) if row.step == "train"]
     assert not row.fits and row.memory_gib > row.limit_gib
     assert "does not fit" in format_rows([row])
+
+
+def test_micro_batches_take_less_memory_and_exchange_gradients_once(rows):
+    """The numbers are of the whole step, although XLA counts its loop once."""
+    whole = rows[0]
+    config = small_config()
+    config.memory.micro_batches = "4"
+    update, parts, _ = compile_steps(config, TOPOLOGY)
+    assert (update.step, parts.micro_batches) == ("update", 4)
+    # As much arithmetic, but for sums of gradients; statistics are exchanged by each part.
+    assert parts.gflops_per_image == pytest.approx(whole.gflops_per_image, rel=0.1)
+    assert update.collectives < parts.collectives - 3 * (whole.collectives - update.collectives)
+    assert parts.collective_mbytes < 1.2 * whole.collective_mbytes
+    assert whole.estimated_ms < parts.estimated_ms < 4 * whole.estimated_ms
+    assert chosen_rows([update, parts]) == [parts]
+
+
+def test_rematerialisation_takes_less_memory_and_repeats_no_collective():
+    step = train_step(small_config(2048))
+    kept, again = (step.lower(Fit(1, groups)).compile() for groups in (0, 6))
+    sizes = [program.memory_analysis().temp_size_in_bytes for program in (kept, again)]
+    assert sizes[1] < 0.8 * sizes[0]
+    assert collectives(kept.as_text())[0] == collectives(again.as_text())[0]
+    assert again.cost_analysis()["flops"] > 1.1 * kept.cost_analysis()["flops"]
 
 
 def test_collectives_are_counted_with_their_bytes():
@@ -110,6 +144,10 @@ def test_collectives_are_counted_with_their_bytes():
       %d = f32[4]{0} add(%x, %all-reduce.1)
     """
     assert collectives(text) == (2, 8 * 2 * 4 + 3 * 2 + 4)
+    looped = f"%body.1 (p: f32[2]) -> f32[2] {{\n{text}\n}}\nENTRY %main (p: f32[2]) -> f32[2] {{\n"
+    looped += "%w = f32[2] while(%t), condition=%cond.1, body=%body.1\n"
+    looped += "%d = f32[8] all-reduce(%w)\n}"
+    assert collectives(looped, 5) == (11, 5 * (8 * 2 * 4 + 3 * 2 + 4) + 8 * 4)
 
 
 def test_hours_are_the_sum_over_steps(rows):
