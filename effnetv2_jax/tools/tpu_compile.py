@@ -464,7 +464,7 @@ def collectives(program: str, loop_count: int = 1) -> tuple[int, int]:
 
 
 # Hours on 32 cores of TPUv3 that the paper measured (Table 7).
-_PAPER_HOURS = {
+PAPER_HOURS = {
     "efficientnetv2-s on imagenet2012": 7.1,
     "efficientnetv2-m on imagenet2012": 13.0,
     "efficientnetv2-l on imagenet2012": 24.0,
@@ -505,8 +505,8 @@ def format_rows(rows: Collection[Row]) -> str:
     if all(row.fits for row in rows):
         run = next(iter(rows)).run
         lines.append(f"The whole run, by XLA's estimate: {estimated_hours(rows):.1f} h.")
-        if run in _PAPER_HOURS and next(iter(rows)).topology == "v3:4x4":
-            lines[-1] += f" The paper measured {_PAPER_HOURS[run]:g} h (Table 7)."
+        if run in PAPER_HOURS and next(iter(rows)).topology == "v3:4x4":
+            lines[-1] += f" The paper measured {PAPER_HOURS[run]:g} h (Table 7)."
     return "\n".join(lines)
 
 

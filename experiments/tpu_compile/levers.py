@@ -200,6 +200,7 @@ def measure(name: str) -> dict[str, Any]:
     cycles = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', _entry(compiled.as_text()))))
     return {
         "lever": name,
+        "what": lever.what,
         "estimated_ms": f"{costs['estimated_ms']:.2f}",
         "gb_moved": f"{costs['mbytes_per_image'] * train.batch_per_core / 1e3:.2f}",
         "tflop": f"{costs['gflops_per_image'] * train.batch_per_core / 1e3:.3f}",

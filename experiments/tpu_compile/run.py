@@ -12,17 +12,29 @@ hours on two CPU cores.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from effnetv2_jax.tools.tpu_compile import (
+    DEVICE_KINDS,
+    PAPER_HOURS,
+    Row,
+    estimated_hours,
+    plan_of,
+    read_rows,
+)
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parents[1]
 RESULTS = FOLDER / "results.csv"
 
 POD = "v3:4x4"  # The paper's 32 cores.
+POD_RUNS = ("s", "m", "l", "s_21k", "l_21k", "xl_21k")
 # Figure 3 of the paper: one image size, 32 images a core.
 FIXED_SIZE = {"progressive.num_stages": 1, "batch_size": 1024}
 SMALL = {"model.depth_multiplier": 0.1, "progressive.num_stages": 1}
@@ -34,7 +46,7 @@ def commands() -> Iterator[tuple[str, str, dict[str, object]]]:
     """Configuration, topology and overrides of each compilation, the important ones first."""
     yield "configs/s.py", POD, {**FIXED_SIZE, "progressive.image_size": "(300, 300)"}
     yield "configs/l_21k.py", POD, {**FIXED_SIZE, "progressive.image_size": "(384, 384)"}
-    for name in ("s", "m", "l", "s_21k", "l_21k", "xl_21k"):
+    for name in POD_RUNS:
         yield f"configs/{name}.py", POD, {}
     for name in ("m", "l"):
         yield f"configs/{name}.py", POD, {**FIXED_SIZE, "progressive.image_size": "(380, 380)"}
@@ -62,14 +74,189 @@ def compile_all() -> int:
     return failed
 
 
+# Estimates of a plain Flax build of the same networks (without moving averages), and the goals that
+# they set: milliseconds by run and image size, 32 images a core.
+PLAIN_MS = {("efficientnetv2-s", 300): (56.2, 45.0), ("efficientnetv2-l", 384): (262.0, 195.0)}
+# Step times that the paper measured, milliseconds (Figure 3; its image sizes are not given).
+FIGURE_3_MS = {"efficientnetv2-s": 73.0, "efficientnetv2-m": 192.0, "efficientnetv2-l": 443.0}
+
+
+def _variant(row: Row) -> str:
+    return row.run.partition(" ")[0]
+
+
+def _fixed_size(rows: Sequence[Row]) -> list[Row]:
+    """The train steps of 32 images a core on the pod, at full depth."""
+    return [
+        row
+        for row in rows
+        if (row.step, row.topology, row.batch_per_core) == ("train", POD, 32)
+        and row.image_size >= 300
+    ]
+
+
+def goals_table(rows: Sequence[Row]) -> str:
+    """The steps that have goals."""
+    lines = [
+        "| train step, 32 images a core | plain Flax, ms | goal, ms | ours, ms | GB moved | "
+        "TFLOP | limit by arithmetic, ms | memory, GiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in _fixed_size(rows):
+        known = PLAIN_MS.get((_variant(row), row.image_size))
+        if known is None:
+            continue
+        tflop = row.gflops_per_image * row.batch_per_core / 1e3
+        lines.append(
+            f"| {row.run}, {row.image_size} px | {known[0]:g} | {known[1]:g} | "
+            f"{row.estimated_ms:.1f} | {row.mbytes_per_image * row.batch_per_core / 1e3:.1f} | "
+            f"{tflop:.2f} | {tflop / DEVICE_KINDS['v3'].peak_flops * 1e15:.0f} | "
+            f"{row.memory_gib:.1f} of {row.limit_gib:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _pod_run(rows: Sequence[Row], name: str) -> tuple[str, list[Row]]:
+    """A run's title and the rows of its stages and evaluation; none if one is missing."""
+    config = runpy.run_path(str(REPOSITORY / "configs" / f"{name}.py"))["get_config"]()
+    plan = plan_of(config)
+    run = f"{config.model.variant} on {config.data.name}"
+    per_core = {"train": config.batch_size // 32, "eval": config.eval.batch_size // 32}
+    steps = [("train", stage.image_size) for stage in plan.stages]
+    steps.append(("eval", config.eval.image_size))
+    found = {
+        (row.step, row.image_size): row
+        for row in rows
+        if (row.run, row.topology) == (run, POD)
+        and row.fits
+        and row.batch_per_core == per_core.get(row.step)
+    }
+    return run, [found[step] for step in steps] if set(steps) <= set(found) else []
+
+
+def fit_table(rows: Sequence[Row]) -> str:
+    """Global batches of 4096 on 32 cores, in the settings that `auto` found."""
+    lines = [
+        "| run | image size, px | micro-batches | block groups rematerialised | "
+        "memory, GiB of 16 | estimate, ms a step | images/s/core | MXU |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in POD_RUNS:
+        run, of_run = _pod_run(rows, name)
+        if not of_run:
+            lines.append(f"| {run} | not compiled | | | | | | |")
+        for row in of_run[:-1]:
+            lines.append(
+                f"| {run} | {row.image_size} | {row.micro_batches} | {row.remat_groups} | "
+                f"{row.memory_gib:.1f} | {row.estimated_ms:.0f} | "
+                f"{row.images_per_second_per_core:.0f} | {row.utilisation:.0%} |"
+            )
+    return "\n".join(lines)
+
+
+def hours_table(rows: Sequence[Row]) -> str:
+    """Whole runs against the paper."""
+    lines = [
+        "| run on 32 cores of TPUv3, batch 4096 | estimate, h | the paper measured, h | ratio |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in POD_RUNS:
+        run, of_run = _pod_run(rows, name)
+        paper = PAPER_HOURS[run]
+        if of_run:
+            hours = estimated_hours(of_run)
+            lines.append(f"| {run} | {hours:.1f} | {paper:g} | {hours / paper:.2f} |")
+        else:
+            lines.append(f"| {run} | not compiled | {paper:g} | |")
+    return "\n".join(lines)
+
+
+def trust_table(rows: Sequence[Row]) -> str:
+    """Estimates of steps that the paper measured."""
+    lines = [
+        "| network, 32 images a core | size compiled, px | estimate, ms | the paper measured, ms | "
+        "measured / estimate |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in _fixed_size(rows):
+        measured = FIGURE_3_MS.get(_variant(row))
+        if measured is not None and row.run.endswith("imagenet2012"):
+            lines.append(
+                f"| {_variant(row)} | {row.image_size} | {row.estimated_ms:.1f} | {measured:g} | "
+                f"{measured / row.estimated_ms:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def cores_table(rows: Sequence[Row]) -> str:
+    """How exchanging data grows with the number of cores."""
+    lines = [
+        "| network, 32 images a core | cores | collectives | MB a core exchanges in a step | "
+        "estimate, ms | compile, s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for size, network in ((128, "S with a tenth of its depth, 128 px"), (300, "S, 300 px")):
+        for cores, topology in TOPOLOGIES.items():
+            for row in rows:
+                if (
+                    (row.step, row.topology, row.batch_per_core) == ("train", topology, 32)
+                    and row.image_size == size
+                    and row.run == "efficientnetv2-s on imagenet2012"
+                ):
+                    lines.append(
+                        f"| {network} | {cores} | {row.collectives} | "
+                        f"{row.collective_mbytes:.1f} | {row.estimated_ms:.2f} | "
+                        f"{row.compile_seconds:.0f} |"
+                    )
+    return "\n".join(lines)
+
+
+def levers_table() -> str:
+    """`levers.csv` with what each lever is."""
+    with (FOLDER / "levers.csv").open(newline="", encoding="utf-8") as stream:
+        levers = list(csv.DictReader(stream))
+    lines = [
+        "| change | estimate, ms | GB moved | TFLOP | memory, GiB | by cycles, ms | compile, s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['what']} | {row['estimated_ms']} | {row['gb_moved']} | {row['tflop']} | "
+        f"{row['memory_gib']} | {row['cycles_ms']} | {row['compile_seconds']} |"
+        for row in levers
+    ]
+    return "\n".join(lines)
+
+
+def write_tables() -> None:
+    """Replaces what stands between the marks in README.md."""
+    rows = read_rows(RESULTS)
+    tables = {
+        "goals": goals_table(rows),
+        "fit": fit_table(rows),
+        "hours": hours_table(rows),
+        "trust": trust_table(rows),
+        "cores": cores_table(rows),
+        "levers": levers_table(),
+    }
+    path = FOLDER / "README.md"
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}{table}\n{end}{after}"
+    path.write_text(text, encoding="utf-8")
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tables", action="store_true", help="compile nothing")
-    if not parser.parse_args().tables and compile_all():
-        print("error: some commands failed, see above.", file=sys.stderr)
-        return 1
-    return 0
+    failed = 0 if parser.parse_args().tables else compile_all()
+    write_tables()
+    if failed:
+        print(f"error: {failed} commands failed, see above.", file=sys.stderr)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
