@@ -7,18 +7,21 @@ change with another wrapper stands here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.steps import EvalStep, TrainStep
+from effnetv2_jax.steps import Batch, EvalStep, Metrics, TrainStep
+from effnetv2_jax.train_state import TrainState
 
 AXIS = "replica"
+STOP_SIGNUM = "stop_signum"
 
 
 def parallel_train_step(train_step: TrainStep, devices: Sequence[Any] | None = None) -> Any:
@@ -27,18 +30,33 @@ def parallel_train_step(train_step: TrainStep, devices: Sequence[Any] | None = N
     The result takes (state, batch split by `split_batch`, strengths, key), with everything but
     the batch placed by `replicate`.
 
+    A batch may carry `STOP_SIGNUM`; the metrics then hold the largest of all replicas.
+
     Args:
       train_step: for one replica.
       devices: None: all there are; or those of a topology that it is only compiled for.
     """
     return jax.pmap(
-        train_step,
+        _passing_on_requests(train_step),
         axis_name=AXIS,
         in_axes=(None, 0, None, None),
         out_axes=(None, None),
         donate_argnums=(0,),
         devices=devices,
     )
+
+
+def _passing_on_requests(train_step: TrainStep) -> TrainStep:
+    def step(
+        state: TrainState, batch: Batch, strengths: Metrics, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        examples = {name: array for name, array in batch.items() if name != STOP_SIGNUM}
+        state, metrics = train_step(state, examples, strengths, key)
+        if STOP_SIGNUM in batch:
+            metrics = {**metrics, STOP_SIGNUM: lax.pmax(batch[STOP_SIGNUM][0], AXIS)}
+        return state, metrics
+
+    return step
 
 
 def parallel_eval_step(eval_step: EvalStep, devices: Sequence[Any] | None = None) -> Any:
@@ -82,6 +100,26 @@ def check_batch_size(batch_size: int, num_devices: int) -> None:
             f"batch_size {batch_size} cannot be split over {num_devices} devices: "
             f"choose a multiple of {num_devices}."
         )
+
+
+def on_first_process(action: Callable[[], None]) -> None:
+    """Runs an action on process 0 while all wait for it; an `InputError` of it is everyone's."""
+    if jax.process_count() == 1:
+        action()
+        return
+    message = ""
+    if jax.process_index() == 0:
+        try:
+            action()
+        except InputError as error:
+            message = str(error)
+    text = np.zeros(4096, np.uint8)
+    encoded = np.frombuffer(message.encode(), np.uint8)[: text.size]
+    text[: encoded.size] = encoded
+    text = multihost_utils.broadcast_one_to_all(text)
+    message = bytes(text).rstrip(b"\0").decode(errors="ignore")
+    if message:
+        raise InputError(message)
 
 
 def wait_for_all_processes(name: str) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +40,7 @@ from effnetv2_jax.parallel import (
     split_batch,
     to_host,
 )
+from effnetv2_jax.processes import check_connected, stop_signals
 from effnetv2_jax.progressive import Stage, format_stages
 from effnetv2_jax.reporting import (
     MetricsWriter,
@@ -118,6 +118,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             "init_from is empty: this configuration starts from trained weights, so name the "
             "workdir of their run, as --config.init_from=runs/l_21k."
         )
+    check_connected()
     check_batch_size(config.batch_size, jax.device_count())
     check_augmentation(**config.augment)
     check_mixing(config.mixing)
@@ -245,7 +246,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
                     }
                 )
             launched_at = time.monotonic()
-            state, metrics = train_step(state, split_batch(batch), strengths, key)
+            state, metrics = train_step(state, split_batch(stop.mark(batch)), strengths, key)
             step += 1
             if stage.image_size not in compiled_sizes:
                 # The call returns when the step is compiled, while it still runs.
@@ -264,13 +265,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
                 report(*unreported)
                 unreported = None
             jax.block_until_ready(previous)
+            stop_signum = stop.agreed(previous)
             previous = metrics
             profile(step)
 
             ends_stage = step == stage.last_step
             evaluates = ends_stage or step % plan.eval_every_steps == 0
             is_last = step == plan.total_steps
-            saves = is_last or stop.signum is not None or step % plan.checkpoint_every_steps == 0
+            saves = is_last or stop_signum or step % plan.checkpoint_every_steps == 0
             if step % config.log_every_steps == 0 or is_last:
                 unreported = (step, stage, metrics)
             if not (evaluates or saves):
@@ -293,10 +295,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             if saves or is_last:
                 checkpoints.save(state)
             progress.paused(time.monotonic() - paused_at)
-            if stop.signum is not None and not is_last:
+            if stop_signum and not is_last:
                 checkpoints.wait()
-                logging.info("Signal %d: saved step %d, stopping.", stop.signum, step)
-                raise Interrupted(stop.signum, step)
+                logging.info("Signal %d: saved step %d, stopping.", stop_signum, step)
+                raise Interrupted(stop_signum, step)
     if step < plan.total_steps:
         logging.info(
             "No gain in %s since step %d: training ends early.", selection, best_evaluation.step
@@ -463,32 +465,3 @@ def keep_compilations(directory: Path) -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(directory))
-
-
-class _Stop:
-    signum: int | None = None
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[_Stop]:
-    """Turns SIGTERM and the first SIGINT into a request that the loop reads.
-
-    Outside the main thread (notebooks' executors, tests) signals stay as they are.
-    """
-    stop = _Stop()
-    earlier: dict[int, Any] = {}
-
-    def request(signum: int, frame: Any) -> None:
-        del frame
-        stop.signum = signum
-        signal.signal(signum, earlier[signum])
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        # Raises outside the main thread.
-        with contextlib.suppress(ValueError):
-            earlier[signum] = signal.signal(signum, request)
-    try:
-        yield stop
-    finally:
-        for caught, handler in earlier.items():
-            signal.signal(caught, handler)

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from effnetv2_jax.config import RESUMABLE_CHANGES, Plan, to_plain
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.parallel import wait_for_all_processes
+from effnetv2_jax.parallel import on_first_process
 
 CONFIG = "config.json"
 PLAN = "plan.json"
@@ -36,7 +35,8 @@ def open_workdir(
       InputError: the directory holds another run, or files and no run.
     """
     path = Path(workdir).absolute()
-    if jax.process_index() == 0:
+
+    def check_and_write() -> None:
         new_config, new_plan = to_plain(config), json.loads(json.dumps(dataclasses.asdict(plan)))
         _check(path, new_config, new_plan)
         try:
@@ -47,7 +47,8 @@ def open_workdir(
             _write_json(path / CONFIG, new_config)
         except OSError as error:
             raise InputError(f"workdir {path} cannot be written: {error.strerror}.") from error
-    wait_for_all_processes("workdir")
+
+    on_first_process(check_and_write)
     return path
 
 
