@@ -141,7 +141,7 @@ def _check(
     if num_processes is not None and num_processes < 1:
         raise InputError(f"num_processes {num_processes} must be at least 1.")
     if process_id is not None and not 0 <= process_id < (num_processes or 2**31):
-        last = "" if num_processes is None else f" .. {num_processes - 1}"
+        last = " .." if num_processes is None else f" .. {num_processes - 1}"
         raise InputError(
             f"process_id {process_id} must be in 0{last}: number the processes from 0."
         )

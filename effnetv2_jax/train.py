@@ -35,6 +35,7 @@ from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
 from effnetv2_jax.parallel import (
     AXIS,
     check_batch_size,
+    check_form,
     parallel_train_step,
     replicate,
     split_batch,
@@ -119,6 +120,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             "workdir of their run, as --config.init_from=runs/l_21k."
         )
     check_connected()
+    check_form(config.parallel)
     check_batch_size(config.batch_size, jax.device_count())
     check_augmentation(**config.augment)
     check_mixing(config.mixing)
@@ -142,6 +144,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         splits,
         loss=loss,
         on_corrupt=config.on_corrupt,
+        parallel=config.parallel,
         **{name: config.eval[name] for name in ("batch_size", "crop", "crop_fraction", "resize")},
         **config.normalize,
     )
@@ -197,7 +200,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         logging.info("The run in %s is complete: %d steps are done.", path, step)
         return _last_evaluation(history)
 
-    train_step = parallel_train_step(planned_train_step(config, plan, model, optimizer, loss))
+    train_step = parallel_train_step(
+        planned_train_step(config, plan, model, optimizer, loss), form=config.parallel
+    )
     state, key = replicate(state), replicate(key)
     writer = MetricsWriter(path)
     progress = Progress(plan, config.batch_size, step)

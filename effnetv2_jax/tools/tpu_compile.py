@@ -215,7 +215,9 @@ def lower_steps(config: ConfigDict, topology: str) -> Iterator[LoweredStep]:
         lambda key: create_train_state(model, optimizer, key, image_size=32), key
     )
     train_step = parallel_train_step(
-        planned_train_step(config, plan, model, optimizer, loss), devices=devices
+        planned_train_step(config, plan, model, optimizer, loss),
+        devices=devices,
+        form=config.parallel,
     )
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     strengths = dict.fromkeys(("dropout_rate", "mixup_alpha", "cutmix_alpha"), scalar)
@@ -234,7 +236,9 @@ def lower_steps(config: ConfigDict, topology: str) -> Iterator[LoweredStep]:
         steps = stage.last_step - stage.first_step
         yield LoweredStep("train", stage.index + 1, stage.image_size, per_core, steps, lowered)
     eval_step = parallel_eval_step(
-        make_eval_step(model, **config.normalize, loss=loss, axis_name=AXIS), devices=devices
+        make_eval_step(model, **config.normalize, loss=loss, axis_name=AXIS),
+        devices=devices,
+        form=config.parallel,
     )
     per_core = -(-config.eval.batch_size // num_devices)
     size = config.eval.image_size
