@@ -12,13 +12,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from effnetv2_jax.checkpoint import Checkpoints
@@ -41,6 +41,7 @@ from effnetv2_jax.parallel import (
     split_batch,
     to_host,
 )
+from effnetv2_jax.paths import absolute
 from effnetv2_jax.processes import check_connected, stop_signals
 from effnetv2_jax.progressive import Stage, format_stages
 from effnetv2_jax.reporting import (
@@ -103,8 +104,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
 
     Args:
       config: as `config.base_config()` has it.
-      workdir: gets checkpoints, `config.json`, `plan.json`, `classes.json`, `metrics.jsonl`,
-        TensorBoard events and `progress.png`.
+      workdir: on a disk or in a bucket, as gs://bucket/run; gets checkpoints, `config.json`,
+        `plan.json`, `classes.json`, `metrics.jsonl`, TensorBoard events and `progress.png`.
 
     Returns:
       The last evaluation: `eval/*` of the weights and `eval_ema/*` of their moving average.
@@ -148,7 +149,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         **{name: config.eval[name] for name in ("batch_size", "crop", "crop_fraction", "resize")},
         **config.normalize,
     )
-    path = Path(workdir).absolute()
+    path = absolute(workdir)
     checkpoints = Checkpoints(path / "checkpoints", keep=config.checkpoint.keep)
     best = Checkpoints(path / "best", keep=1)
     key = jax.random.PRNGKey(config.seed)
@@ -290,6 +291,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             if evaluates:
                 results = evaluate_state(evaluator, state, config, stage)
                 writer.write(step, results)
+                writer.flush()
                 if best_evaluation.add(step, results):
                     best.save(state)
                     # The best must be safe before a newer checkpoint makes it history.
@@ -298,6 +300,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
                 if (ends_stage or is_last) and jax.process_index() == 0:
                     plot_progress(path)
             if saves or is_last:
+                writer.flush()
                 checkpoints.save(state)
             progress.paused(time.monotonic() - paused_at)
             if stop_signum and not is_last:
@@ -463,7 +466,7 @@ def _last_evaluation(history: list[dict[str, Any]]) -> dict[str, float]:
     return {k: v for k, v in evaluations[-1].items() if k != "step"} if evaluations else {}
 
 
-def keep_compilations(directory: Path) -> None:
+def keep_compilations(directory: epath.Path) -> None:
     """Keeps compiled programs in a folder, so that a restart compiles nothing again.
 
     `JAX_COMPILATION_CACHE_DIR` takes precedence.
