@@ -15,10 +15,16 @@ from pathlib import Path
 
 
 def wait():
+    received = []
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda number, frame: sys.exit(128 + number))
+        signal.signal(signum, lambda number, frame: received.append(number))
     print("waiting", file=sys.stderr, flush=True)
-    time.sleep(60)
+    deadline = time.monotonic() + 60
+    while not received and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # For a second one that should not come.
+    print(f"received {received}", file=sys.stderr, flush=True)
+    sys.exit(128 + received[0])
 
 
 if __name__ == "__main__":

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.tools.launch import Launcher
+
+ROOT = Path(__file__).parents[2]
 
 
 def launch(*arguments, restarts=0, processes=2, grace_seconds=0.3):
@@ -57,12 +62,27 @@ def test_bad_input_and_a_stop_by_signal_are_final(capfd, status):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_every_process_once(capfd, signum):
-    threading.Timer(1.0, lambda: os.kill(os.getpid(), signum)).start()
-    assert launch("wait", restarts=2) == 128 + signum
-    errors = capfd.readouterr().err
-    assert "launch:" not in errors
-    assert sorted(errors.splitlines()) == ["[1] waiting", "waiting"]
+def test_a_signal_reaches_every_process_once(signum):
+    """As a terminal's Ctrl-C does, it goes to the launcher's whole process group."""
+    program = (
+        "import sys; from effnetv2_jax.tools.launch import Launcher; "
+        "launcher = Launcher(['wait'], num_processes=2, module='tests.launched'); "
+        "sys.exit(launcher.run(restarts=2, pause_seconds=0.0))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    lines = [process.stderr.readline(), process.stderr.readline()]
+    os.killpg(process.pid, signum)
+    lines += process.stderr.readlines()
+    assert process.wait() == 128 + signum
+    received = f"received [{int(signum)}]"
+    said = sorted(line.strip() for line in lines)
+    assert said == [f"[1] {received}", "[1] waiting", received, "waiting"]
 
 
 @pytest.mark.parametrize("arguments", [{"num_processes": 0}, {"devices_per_process": 0}])
