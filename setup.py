@@ -17,6 +17,8 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12,<0.1",
+        # Paths on a disk or in a bucket.
+        "etils[epath]>=1.13,<2",
         "flax>=0.12.8,<0.13",
         # TFDS 4.9 imports it without declaring it.
         "importlib_resources>=6.0",

@@ -12,7 +12,6 @@ import json
 import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.serialization
@@ -20,9 +19,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.parallel import to_host, wait_for_all_processes
+from effnetv2_jax.paths import absolute, files_below
 
 CHECKSUMS = "checksums.json"
 
@@ -38,7 +39,7 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike[str], *, keep: int):
         if keep < 1:
             raise InputError(f"checkpoint.keep is {keep}: it must be at least 1.")
-        self.directory = Path(directory).absolute()
+        self.directory = absolute(directory)
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
         self._sealer: threading.Thread | None = None
@@ -141,7 +142,7 @@ class Checkpoints:
                 (self.directory / str(step)).rename(self.directory / free)
 
 
-def read_checkpoint(path: Path, template: Any) -> Any:
+def read_checkpoint(path: epath.Path, template: Any) -> Any:
     """Reads one checkpoint folder into the structure of `template`, as NumPy arrays.
 
     Raises:
@@ -156,7 +157,7 @@ def read_checkpoint(path: Path, template: Any) -> Any:
     return flax.serialization.from_state_dict(template, tree)
 
 
-def read_parts(path: Path, names: Sequence[str]) -> dict[str, Any]:
+def read_parts(path: epath.Path, names: Sequence[str]) -> dict[str, Any]:
     """Reads some entries of a checkpoint's state, as trees of NumPy arrays.
 
     Unlike `read_checkpoint` it needs no template, and reads nothing else.
@@ -177,21 +178,24 @@ def read_parts(path: Path, names: Sequence[str]) -> dict[str, Any]:
         return checkpointer.restore(path / "default", args=arguments)
 
 
-def _digest(path: Path) -> str:
+def _digest(path: epath.Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def write_checksums(folder: Path) -> None:
+def write_checksums(folder: epath.Path) -> None:
     """Writes the SHA-256 of every file of a checkpoint beside them, in one atomic step."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+    files = sorted(p for p in files_below(folder) if p.name != CHECKSUMS)
     digests = {str(p.relative_to(folder)): _digest(p) for p in files}
     temporary = folder / f".{CHECKSUMS}.tmp"
     temporary.write_text(json.dumps(digests, indent=1))
     temporary.replace(folder / CHECKSUMS)
 
 
-def verify_checksums(folder: Path) -> None:
+def verify_checksums(folder: epath.Path) -> None:
     """Raises ValueError if a file is missing or differs from its checksum.
 
     A folder without checksums passes: the run was killed between Orbax's commit and ours.

@@ -93,6 +93,12 @@ def _check_config_file(argument: str) -> None:
 
 def fail(error: BaseException) -> NoReturn:
     """Prints a mistake as one line and exits with status 2."""
+    tell(error)
+    sys.exit(2)
+
+
+def tell(error: BaseException) -> None:
+    """Prints a mistake as one line."""
     text = str(error)
     if isinstance(error, (AttributeError, KeyError)):
         # ml_collections passes its hint on as the repr of a string.
@@ -102,5 +108,4 @@ def fail(error: BaseException) -> NoReturn:
         # last line is the error, behind the name of its type.
         last_line = text.strip().splitlines()[-1]
         text = last_line.partition(f"{InputError.__name__}: ")[2] or last_line
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    sys.exit(2)
+    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -28,6 +28,7 @@ def base_config() -> ConfigDict:
     config.seed = 0
     config.batch_size = 4096  # Global: over all devices of all hosts.
     config.num_epochs = 350.0
+    config.parallel = "pmap"  # How a step runs on all devices: or "shard_map", with the same bits.
     # Training is never shorter than this: small data sets are fine-tuned for 10,000 steps.
     config.min_steps = 0
 
@@ -144,6 +145,7 @@ def base_config() -> ConfigDict:
 
 # A resumed run may change these: they move no bit of the training.
 RESUMABLE_CHANGES = (
+    "parallel",
     "data.data_dir",
     "on_corrupt",  # A run that met no such image yet is the same with either.
     "eval.every_epochs",

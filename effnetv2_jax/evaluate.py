@@ -30,6 +30,7 @@ class Evaluator:
       mean: of each colour channel, in grey levels.
       std: likewise.
       on_corrupt: what an image that cannot be decoded does, see `data.pipeline.eval_batches`.
+      parallel: how a step runs on all devices, a name of `parallel.FORMS`.
 
     Raises:
       InputError: an unknown crop or resize.
@@ -48,6 +49,7 @@ class Evaluator:
         mean: Sequence[float],
         std: Sequence[float],
         on_corrupt: str = "raise",
+        parallel: str = "pmap",
     ):
         check_evaluation(crop=crop, crop_fraction=crop_fraction, resize=resize)
         num_devices = jax.device_count()
@@ -65,7 +67,7 @@ class Evaluator:
             "process_count": jax.process_count(),
         }
         step = make_eval_step(model, mean=mean, std=std, loss=loss, axis_name=AXIS)
-        self._step = parallel_eval_step(step)
+        self._step = parallel_eval_step(step, form=parallel)
         self._batches: dict[tuple[str, int], Any] = {}
 
     def compile(

@@ -18,7 +18,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Defines `--config` and `--workdir`."""
+    """Defines `--config`, `--workdir` and what several processes need to find each other."""
     config_flags.DEFINE_config_file(
         "config",
         None,
@@ -27,25 +27,56 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "workdir", None, "Folder of the run: results go there, and it resumes there."
     )
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT at which process 0 listens, the same for all processes. TPU pods, SLURM and "
+        "Open MPI need neither this nor the next two.",
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+    flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+    flags.DEFINE_integer(
+        "start_timeout_seconds", 300, "How long this process waits for the others to come."
+    )
+    flags.DEFINE_integer(
+        "heartbeat_timeout_seconds",
+        100,
+        "A process that was silent for so long is dead, and the others end.",
+    )
 
 
 def main(arguments: list[str]) -> int:
     """Trains what the flags say."""
     del arguments
-    logging.set_verbosity(logging.INFO)
     warning = converter.absl_to_standard(logging.WARNING)
     # Orbax logs each thread of each save at INFO; its warnings stay.
     logging.get_absl_handler().python_handler.addFilter(
         lambda record: record.levelno >= warning or "orbax" not in record.pathname
     )
     # TensorFlow and JAX take seconds to import; bad flags should not wait for them.
-    from effnetv2_jax.train import Interrupted, train_and_evaluate
+    import jax
 
-    try:
-        train_and_evaluate(FLAGS.config, FLAGS.workdir)
-    except Interrupted as interruption:
-        print(f"{interruption}; start again to go on.", file=sys.stderr)
-        return 128 + interruption.signum
+    from effnetv2_jax import processes
+
+    processes.connect(
+        FLAGS.coordinator_address,
+        FLAGS.num_processes,
+        FLAGS.process_id,
+        start_timeout_seconds=FLAGS.start_timeout_seconds,
+        heartbeat_timeout_seconds=FLAGS.heartbeat_timeout_seconds,
+    )
+    with processes.leaving_on_failure():
+        from effnetv2_jax.train import Interrupted, train_and_evaluate
+
+        # One process tells people how it goes; the others speak up when something is wrong.
+        is_first = jax.process_index() == 0
+        logging.set_verbosity(logging.INFO if is_first else logging.WARNING)
+        try:
+            train_and_evaluate(FLAGS.config, FLAGS.workdir)
+        except Interrupted as interruption:
+            if is_first:
+                print(f"{interruption}; start again to go on.", file=sys.stderr)
+            return 128 + interruption.signum
     return 0
 
 

@@ -1,49 +1,152 @@
-"""Replicas and hosts: the only file that knows pmap.
+"""Replicas and hosts: the only file that knows pmap and shard_map.
 
 The state is passed whole (`in_axes=None`) and comes back whole (`out_axes=None`), never as
-stacked copies. pmap is built on shard_map and in maintenance mode, so everything that would
-change with another wrapper stands here.
+stacked copies. pmap is built on shard_map and in maintenance mode, so its twin is here as well:
+the same arguments, the same program, the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from effnetv2_jax.errors import InputError
-from effnetv2_jax.steps import EvalStep, TrainStep
+from effnetv2_jax.errors import InputError, unknown_name
+from effnetv2_jax.steps import Batch, EvalStep, Metrics, TrainStep
+from effnetv2_jax.train_state import TrainState
 
 AXIS = "replica"
+FORMS = ("pmap", "shard_map")
+STOP_SIGNUM = "stop_signum"
 
 
-def parallel_train_step(train_step: TrainStep, devices: Sequence[Any] | None = None) -> Any:
+def parallel_train_step(
+    train_step: TrainStep, devices: Sequence[Any] | None = None, *, form: str = "pmap"
+) -> Any:
     """Maps a train step over devices; the old state's buffers are reused.
 
     The result takes (state, batch split by `split_batch`, strengths, key), with everything but
-    the batch placed by `replicate`.
+    the batch placed by `replicate`. A batch may carry `STOP_SIGNUM`; the metrics then hold the
+    largest of all replicas.
 
     Args:
       train_step: for one replica.
       devices: None: all there are; or those of a topology that it is only compiled for.
+      form: a name of `FORMS`.
     """
+    step = _passing_on_requests(train_step)
+    return _parallel(step, form, devices, batch_argument=1, num_arguments=4, donate=(0,))
+
+
+def _passing_on_requests(train_step: TrainStep) -> TrainStep:
+    def step(
+        state: TrainState, batch: Batch, strengths: Metrics, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        examples = {name: array for name, array in batch.items() if name != STOP_SIGNUM}
+        state, metrics = train_step(state, examples, strengths, key)
+        if STOP_SIGNUM in batch:
+            metrics = {**metrics, STOP_SIGNUM: lax.pmax(batch[STOP_SIGNUM][0], AXIS)}
+        return state, metrics
+
+    return step
+
+
+def parallel_eval_step(
+    eval_step: EvalStep, devices: Sequence[Any] | None = None, *, form: str = "pmap"
+) -> Any:
+    """Maps an evaluation step over devices; it takes (variables, split batch)."""
+    return _parallel(eval_step, form, devices, batch_argument=1, num_arguments=2)
+
+
+def _parallel(
+    step: Callable[..., Any],
+    form: str,
+    devices: Sequence[Any] | None,
+    *,
+    batch_argument: int,
+    num_arguments: int,
+    donate: tuple[int, ...] = (),
+) -> Any:
+    check_form(form)
+    if form == "shard_map":
+        return _ShardMapped(step, devices, batch_argument, num_arguments, donate)
     return jax.pmap(
-        train_step,
+        step,
         axis_name=AXIS,
-        in_axes=(None, 0, None, None),
-        out_axes=(None, None),
-        donate_argnums=(0,),
+        in_axes=tuple(0 if i == batch_argument else None for i in range(num_arguments)),
+        out_axes=None,
+        donate_argnums=donate,
         devices=devices,
     )
 
 
-def parallel_eval_step(eval_step: EvalStep, devices: Sequence[Any] | None = None) -> Any:
-    """Maps an evaluation step over devices; it takes (variables, split batch)."""
-    return jax.pmap(eval_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+class _ShardMapped:
+    """A step mapped by shard_map that is called as a pmapped one is."""
+
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        devices: Sequence[Any] | None,
+        batch_argument: int,
+        num_arguments: int,
+        donate: tuple[int, ...],
+    ):
+        mesh = Mesh(np.asarray(_in_order_of_processes() if devices is None else devices), (AXIS,))
+        specs = [PartitionSpec()] * num_arguments
+        specs[batch_argument] = PartitionSpec(AXIS)
+
+        def one_replica(*arguments: Any) -> Any:
+            # pmap takes the axis of the devices away, shard_map leaves one of length 1.
+            own = jax.tree.map(lambda array: array[0], arguments[batch_argument])
+            return step(*arguments[:batch_argument], own, *arguments[batch_argument + 1 :])
+
+        self._batch_argument = batch_argument
+        self._num_devices = mesh.devices.size
+        self._batch_sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._step = jax.jit(
+            jax.shard_map(
+                one_replica,
+                mesh=mesh,
+                in_specs=tuple(specs),
+                out_specs=PartitionSpec(),
+                # The check refuses groups of replicas, which BatchNorm has.
+                check_vma=False,
+            ),
+            in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
+            donate_argnums=donate,
+        )
+
+    def lower(self, *arguments: Any) -> Any:
+        """Lowers the step for arguments of these shapes, the batch's being those of a process."""
+
+        def of_all_processes(array: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self._num_devices, *array.shape[1:]), array.dtype)
+
+        batch = jax.tree.map(of_all_processes, arguments[self._batch_argument])
+        before, after = arguments[: self._batch_argument], arguments[self._batch_argument + 1 :]
+        return self._step.lower(*before, batch, *after)
+
+    def __call__(self, *arguments: Any) -> Any:
+        batch = jax.tree.map(
+            lambda a: jax.make_array_from_process_local_data(self._batch_sharding, a),
+            arguments[self._batch_argument],
+        )
+        before, after = arguments[: self._batch_argument], arguments[self._batch_argument + 1 :]
+        return self._step(*before, batch, *after)
+
+
+def _in_order_of_processes() -> list[Any]:
+    """All devices in pmap's order, in which those of a process are neighbours.
+
+    A process holds neighbouring examples of the global batch; on a TPU slice the numbers of its
+    devices need not be neighbours.
+    """
+    return sorted(jax.devices(), key=lambda device: device.process_index)
 
 
 def replicate(tree: Any) -> Any:
@@ -97,6 +200,32 @@ def check_batch_size(batch_size: int, num_devices: int) -> None:
             f"batch_size {batch_size} cannot be split over {num_devices} devices: "
             f"choose a multiple of {num_devices}."
         )
+
+
+def on_first_process(action: Callable[[], None]) -> None:
+    """Runs an action on process 0 while all wait for it; an `InputError` of it is everyone's."""
+    if jax.process_count() == 1:
+        action()
+        return
+    message = ""
+    if jax.process_index() == 0:
+        try:
+            action()
+        except InputError as error:
+            message = str(error)
+    text = np.zeros(4096, np.uint8)
+    encoded = np.frombuffer(message.encode(), np.uint8)[: text.size]
+    text[: encoded.size] = encoded
+    text = multihost_utils.broadcast_one_to_all(text)
+    message = bytes(text).rstrip(b"\0").decode(errors="ignore")
+    if message:
+        raise InputError(message)
+
+
+def check_form(form: str) -> None:
+    """Raises `InputError` unless `form` is one of `FORMS`."""
+    if form not in FORMS:
+        raise unknown_name("parallel", form, FORMS)
 
 
 def wait_for_all_processes(name: str) -> None:

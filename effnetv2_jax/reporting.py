@@ -6,18 +6,20 @@ one JSON object a line, and needs no tool to read.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
 from clu import metric_writers, parameter_overview, periodic_actions
+from etils import epath
 
 from effnetv2_jax.config import Plan
+from effnetv2_jax.paths import is_remote
 
 METRICS = "metrics.jsonl"
 
@@ -25,15 +27,22 @@ METRICS = "metrics.jsonl"
 class MetricsWriter:
     """Writes scalars to `metrics.jsonl` and TensorBoard, on host 0 alone.
 
-    A row is on disk when `write` returns, so a checkpoint that follows never knows more steps
-    than the file.
+    Call `flush` before a checkpoint, so that it never knows more steps than the file. On a disk a
+    row is there when `write` returns. Objects in a bucket cannot be added to and take about one
+    write a second, so there the whole file is written anew at each flush, and once a minute.
     """
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: epath.Path):
+        self._path = workdir / METRICS
         self._file: Any = None
         self._events: Any = None
         if jax.process_index() == 0:
-            self._file = (workdir / METRICS).open("a", encoding="utf-8")
+            if is_remote(workdir):
+                self._file = io.StringIO()
+                self._file.write(self._path.read_text() if self._path.exists() else "")
+            else:
+                self._file = self._path.open("a")
+            self._written_at = time.monotonic()
             events = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
             self._events = metric_writers.AsyncWriter(events)
 
@@ -43,12 +52,24 @@ class MetricsWriter:
             return
         row = {"step": step, **{name: _plain(value) for name, value in scalars.items()}}
         self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        if not is_remote(self._path) or time.monotonic() - self._written_at > 60:
+            self.flush()
         self._events.write_scalars(step, dict(scalars))
+
+    def flush(self) -> None:
+        """Returns once every row is where a resumed run will read it."""
+        if self._file is None:
+            return
+        if is_remote(self._path):
+            self._path.write_text(self._file.getvalue())
+            self._written_at = time.monotonic()
+        else:
+            self._file.flush()
 
     def close(self) -> None:
         """Flushes both files."""
         if self._file is not None:
+            self.flush()
             self._file.close()
             self._events.close()
 
@@ -61,7 +82,7 @@ def _plain(value: float) -> float | int | None:
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl`; a line that a kill tore is left out."""
     path = workdir / METRICS
     if not path.exists():
@@ -75,7 +96,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def rewind_metrics(workdir: Path, step: int) -> list[dict[str, Any]]:
+def rewind_metrics(workdir: epath.Path, step: int) -> list[dict[str, Any]]:
     """Drops the rows past `step`, which training is about to write again, and torn lines.
 
     Returns:
@@ -163,7 +184,7 @@ def log_parameters(params: Any) -> None:
     parameter_overview.log_parameter_overview(shapes, include_stats=False, msg="Parameters:")
 
 
-def make_profiler(workdir: Path, num_steps: int) -> Any:
+def make_profiler(workdir: epath.Path, num_steps: int) -> Any:
     """A hook to call with each step, which traces `num_steps` steps early in the run."""
     if num_steps == 0 or jax.process_index() != 0:
         return lambda step: None

@@ -11,11 +11,9 @@ import functools
 import itertools
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,12 +43,15 @@ from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
 from effnetv2_jax.parallel import (
     AXIS,
     check_batch_size,
+    check_form,
     parallel_train_step,
     replicate,
     split_batch,
     stand_in,
     to_host,
 )
+from effnetv2_jax.paths import absolute
+from effnetv2_jax.processes import check_connected, stop_signals
 from effnetv2_jax.progressive import Stage, format_stages
 from effnetv2_jax.reporting import (
     MetricsWriter,
@@ -116,8 +117,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
 
     Args:
       config: as `config.base_config()` has it.
-      workdir: gets checkpoints, `config.json`, `plan.json`, `classes.json`, `metrics.jsonl`,
-        TensorBoard events and `progress.png`.
+      workdir: on a disk or in a bucket, as gs://bucket/run; gets checkpoints, `config.json`,
+        `plan.json`, `classes.json`, `metrics.jsonl`, TensorBoard events and `progress.png`.
 
     Returns:
       The last evaluation: `eval/*` of the weights and `eval_ema/*` of their moving average.
@@ -132,6 +133,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             "init_from is empty: this configuration starts from trained weights, so name the "
             "workdir of their run, as --config.init_from=runs/l_21k."
         )
+    check_connected()
+    check_form(config.parallel)
     check_batch_size(config.batch_size, jax.device_count())
     check_augmentation(**config.augment)
     check_mixing(config.mixing)
@@ -155,10 +158,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         splits,
         loss=loss,
         on_corrupt=config.on_corrupt,
+        parallel=config.parallel,
         **{name: config.eval[name] for name in ("batch_size", "crop", "crop_fraction", "resize")},
         **config.normalize,
     )
-    path = Path(workdir).absolute()
+    path = absolute(workdir)
     checkpoints = Checkpoints(path / "checkpoints", keep=config.checkpoint.keep)
     best = Checkpoints(path / "best", keep=1)
     key = jax.random.PRNGKey(config.seed)
@@ -215,7 +219,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
 
     @functools.cache
     def mapped_step(fit: Fit) -> Any:
-        return parallel_train_step(planned_train_step(config, plan, model, optimizer, loss, fit))
+        step = planned_train_step(config, plan, model, optimizer, loss, fit)
+        return parallel_train_step(step, form=config.parallel)
 
     programs = StagePrograms(
         plan.stages,
@@ -260,31 +265,32 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         batches = staged_batches(config, plan, dataset, step)
         while step < plan.total_steps and not best_evaluation.is_stale:
             waiting_since = time.monotonic()
-            next_stage, batch = next(batches)
+            next_stage, examples = next(batches)
             progress.waited_for_input(time.monotonic() - waiting_since)
+            batch = split_batch(stop.mark(examples))
             if next_stage is not stage:
                 paused_at = time.monotonic()
                 stage = next_stage
                 strengths = replicate(stage_strengths(stage))
-                arguments = (state, split_batch(batch), strengths, key)
-                stage_step = programs.enter(stage, stand_in(arguments))
+                stage_step = programs.enter(stage, stand_in((state, batch, strengths, key)))
                 progress.paused(time.monotonic() - paused_at)
                 if stage_step.is_new:
                     writer.write(step + 1, report_compilation(stage_step, stage))
-            state, metrics = stage_step.step(state, split_batch(batch), strengths, key)
+            state, metrics = stage_step.step(state, batch, strengths, key)
             step += 1
             # Read what is finished only now that the next step is on its way.
             if unreported is not None:
                 report(*unreported)
                 unreported = None
             jax.block_until_ready(previous)
+            stop_signum = stop.agreed(previous)
             previous = metrics
             profile(step)
 
             ends_stage = step == stage.last_step
             evaluates = ends_stage or step % plan.eval_every_steps == 0
             is_last = step == plan.total_steps
-            saves = is_last or stop.signum is not None or step % plan.checkpoint_every_steps == 0
+            saves = is_last or stop_signum or step % plan.checkpoint_every_steps == 0
             if step % config.log_every_steps == 0 or is_last:
                 unreported = (step, stage, metrics)
             if not (evaluates or saves):
@@ -298,6 +304,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
                 programs.wait_for_evaluation(stage)
                 results = evaluate_state(evaluator, state, config, stage)
                 writer.write(step, results)
+                writer.flush()
                 if best_evaluation.add(step, results):
                     best.save(state)
                     # The best must be safe before a newer checkpoint makes it history.
@@ -306,12 +313,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
                 if (ends_stage or is_last) and jax.process_index() == 0:
                     plot_progress(path)
             if saves or is_last:
+                writer.flush()
                 checkpoints.save(state)
             progress.paused(time.monotonic() - paused_at)
-            if stop.signum is not None and not is_last:
+            if stop_signum and not is_last:
                 checkpoints.wait()
-                logging.info("Signal %d: saved step %d, stopping.", stop.signum, step)
-                raise Interrupted(stop.signum, step)
+                logging.info("Signal %d: saved step %d, stopping.", stop_signum, step)
+                raise Interrupted(stop_signum, step)
     if step < plan.total_steps:
         logging.info(
             "No gain in %s since step %d: training ends early.", selection, best_evaluation.step
@@ -556,32 +564,3 @@ def _first_state(
 def _last_evaluation(history: list[dict[str, Any]]) -> dict[str, float]:
     evaluations = [row for row in history if "eval/top1" in row]
     return {k: v for k, v in evaluations[-1].items() if k != "step"} if evaluations else {}
-
-
-class _Stop:
-    signum: int | None = None
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[_Stop]:
-    """Turns SIGTERM and the first SIGINT into a request that the loop reads.
-
-    Outside the main thread (notebooks' executors, tests) signals stay as they are.
-    """
-    stop = _Stop()
-    earlier: dict[int, Any] = {}
-
-    def request(signum: int, frame: Any) -> None:
-        del frame
-        stop.signum = signum
-        signal.signal(signum, earlier[signum])
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        # Raises outside the main thread.
-        with contextlib.suppress(ValueError):
-            earlier[signum] = signal.signal(signum, request)
-    try:
-        yield stop
-    finally:
-        for caught, handler in earlier.items():
-            signal.signal(caught, handler)

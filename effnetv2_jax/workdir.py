@@ -6,15 +6,15 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from effnetv2_jax.config import RESUMABLE_CHANGES, Plan, to_plain
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.parallel import wait_for_all_processes
+from effnetv2_jax.parallel import on_first_process
+from effnetv2_jax.paths import absolute
 
 CONFIG = "config.json"
 PLAN = "plan.json"
@@ -26,7 +26,7 @@ def open_workdir(
     config: ConfigDict,
     plan: Plan,
     class_names: Sequence[str] | None,
-) -> Path:
+) -> epath.Path:
     """Creates a run's directory, or checks that the one there is of this run.
 
     Writes `config.json`, `plan.json` and, where class names are known, `classes.json`. A
@@ -35,23 +35,28 @@ def open_workdir(
     Raises:
       InputError: the directory holds another run, or files and no run.
     """
-    path = Path(workdir).absolute()
-    if jax.process_index() == 0:
+    path = absolute(workdir)
+
+    def check_and_write() -> None:
         new_config, new_plan = to_plain(config), json.loads(json.dumps(dataclasses.asdict(plan)))
-        _check(path, new_config, new_plan)
         try:
+            _check(path, new_config, new_plan)
             path.mkdir(parents=True, exist_ok=True)
             _write_json(path / PLAN, new_plan)
             if class_names is not None:
                 _write_json(path / CLASSES, list(class_names))
             _write_json(path / CONFIG, new_config)
-        except OSError as error:
-            raise InputError(f"workdir {path} cannot be written: {error.strerror}.") from error
-    wait_for_all_processes("workdir")
+        except InputError:
+            raise
+        except Exception as error:  # An OSError, or whatever a bucket's file system raises.
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            raise InputError(f"workdir {path} cannot be used ({reason}): name another.") from error
+
+    on_first_process(check_and_write)
     return path
 
 
-def read_class_names(workdir: Path) -> list[str] | None:
+def read_class_names(workdir: epath.Path) -> list[str] | None:
     """The names of a run's classes in the order of its outputs, or None if it knew none."""
     path = workdir / CLASSES
     if not path.is_file():
@@ -59,7 +64,7 @@ def read_class_names(workdir: Path) -> list[str] | None:
     return list(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _check(path: Path, config: dict[str, Any], plan: dict[str, Any]) -> None:
+def _check(path: epath.Path, config: dict[str, Any], plan: dict[str, Any]) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"workdir {path} is a file: name a folder.")
     if (path / CONFIG).exists():
@@ -70,7 +75,7 @@ def _check(path: Path, config: dict[str, Any], plan: dict[str, Any]) -> None:
         )
 
 
-def _check_same_run(path: Path, config: dict[str, Any], plan: dict[str, Any]) -> None:
+def _check_same_run(path: epath.Path, config: dict[str, Any], plan: dict[str, Any]) -> None:
     try:
         old_config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         old_plan = json.loads((path / PLAN).read_text(encoding="utf-8"))
@@ -112,7 +117,7 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {json.dumps(old)} -> {json.dumps(new)}"]
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: epath.Path, value: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)

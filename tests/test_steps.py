@@ -16,6 +16,8 @@ from effnetv2_jax.models.efficientnet import EfficientNet
 from effnetv2_jax.models.specs import BlockRow, Spec
 from effnetv2_jax.parallel import (
     AXIS,
+    FORMS,
+    STOP_SIGNUM,
     check_batch_size,
     parallel_train_step,
     replicate,
@@ -323,3 +325,42 @@ def test_batch_size_that_the_devices_do_not_divide():
     check_batch_size(16, 8)
     with pytest.raises(InputError, match="batch_size 12 cannot be split over 8 devices"):
         check_batch_size(12, 8)
+
+
+@pytest.mark.parametrize(("num_devices", "bn_group_size"), [(1, None), (8, 2)])
+def test_shard_map_has_the_bits_of_pmap(num_devices, bn_group_size):
+    devices = jax.devices()[:num_devices]
+    requests = {STOP_SIGNUM: np.arange(num_devices, dtype=np.int32)}
+    batches = [
+        {
+            name: a.reshape(num_devices, -1, *a.shape[1:])
+            for name, a in {**batch, **requests}.items()
+        }
+        for batch in (batch_of(16, 16, seed) for seed in range(2))
+    ]
+    outcomes = []
+    for form in FORMS:
+        step = parallel_train_step(train_step(tiny_model(bn_group_size)), devices, form=form)
+        state = initial_state()
+        for batch in batches:
+            state, metrics = step(state, batch, strengths(), jax.random.key(7))
+        # The largest request to stop of any replica.
+        assert int(metrics[STOP_SIGNUM]) == num_devices - 1
+        outcomes.append(jax.device_get((state, metrics)))
+    for ours, theirs in zip(*map(jax.tree.leaves, outcomes), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_shard_map_reuses_the_old_state_and_compiles_once():
+    step = parallel_train_step(train_step(tiny_model()), form="shard_map")
+    state, key, placed = (replicate(t) for t in (initial_state(), jax.random.key(7), strengths()))
+    batch = split_batch(batch_of(16, 16))
+    new, _ = step(state, batch, placed, key)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    step(new, batch, placed, key)
+    assert step._step._cache_size() == 1
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(InputError, match="unknown parallel 'vmap': did you mean pmap"):
+        parallel_train_step(train_step(tiny_model()), form="vmap")

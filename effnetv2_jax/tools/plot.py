@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.paths import absolute
 from effnetv2_jax.workdir import PLAN
 
 _STRENGTHS = {
@@ -17,7 +19,7 @@ _STRENGTHS = {
 }
 
 
-def plot_progress(workdir: Path) -> Path:
+def plot_progress(workdir: epath.Path) -> epath.Path:
     """Plots accuracy, loss, image size and regularisation over epochs.
 
     Args:
@@ -74,7 +76,8 @@ def plot_progress(workdir: Path) -> Path:
             axis.legend(fontsize="small")
     path = workdir / "progress.png"
     temporary = workdir / ".progress.png"
-    figure.savefig(temporary, dpi=100, format="png")
+    with temporary.open("wb") as file:
+        figure.savefig(file, dpi=100, format="png")
     plt.close(figure)
     temporary.replace(path)
     return path
@@ -101,7 +104,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m effnetv2_jax.tools.plot WORKDIR", file=sys.stderr)
         return 2
     try:
-        print(plot_progress(Path(arguments[0])))
+        print(plot_progress(absolute(arguments[0])))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

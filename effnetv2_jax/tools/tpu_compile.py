@@ -275,7 +275,9 @@ def run_steps(config: ConfigDict, topology: str) -> list[RunStep]:
     def lower_update(_: Fit) -> Any:
         update = planned_update(config, optimizer)
         step = parallel_train_step(
-            lambda state, batch, *_: update(state, batch["results"]), devices=devices
+            lambda state, batch, *_: update(state, batch["results"]),
+            devices=devices,
+            form=config.parallel,
         )
         means: Any = (state.params, state.batch_stats, scalar, scalar)
         results = jax.tree.map(
@@ -285,15 +287,14 @@ def run_steps(config: ConfigDict, topology: str) -> list[RunStep]:
 
     def lower_train(size: int, fit: Fit) -> Any:
         step = planned_train_step(config, plan, model, optimizer, loss, fit)
-        mapped = parallel_train_step(step, devices=devices)
+        mapped = parallel_train_step(step, devices=devices, form=config.parallel)
         return mapped.lower(state, batch(per_core, size), strengths, key)
 
     def lower_eval(_: Fit) -> Any:
         step = make_eval_step(model, **config.normalize, loss=loss, axis_name=AXIS)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return parallel_eval_step(step, devices=devices).lower(
-            variables, batch(eval_per_core, eval_size, mask=np.float32)
-        )
+        mapped = parallel_eval_step(step, devices=devices, form=config.parallel)
+        return mapped.lower(variables, batch(eval_per_core, eval_size, mask=np.float32))
 
     per_core = config.batch_size // num_devices
     eval_per_core, eval_size = -(-config.eval.batch_size // num_devices), config.eval.image_size

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from effnetv2_jax.checkpoint import read_parts
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.paths import absolute
 from effnetv2_jax.weights.model_folder import SPEC, ModelSpec, load_model, load_spec
 from effnetv2_jax.workdir import CONFIG, PLAN, read_class_names
 
@@ -39,7 +41,7 @@ def load_trained(
     Raises:
       InputError: there are none, or they are damaged.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = absolute(path)
     if (folder / SPEC).is_file():
         _, variables, spec = load_model(folder)
         return spec, variables
@@ -65,13 +67,13 @@ def load_spec_of(path: str | os.PathLike[str]) -> ModelSpec:
     Raises:
       InputError: there are none, or nothing describes them.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = absolute(path)
     if (folder / SPEC).is_file():
         return load_spec(folder)
     return _spec_of_run(*_find_checkpoint(folder))
 
 
-def _find_checkpoint(path: Path) -> tuple[Path, Path]:
+def _find_checkpoint(path: epath.Path) -> tuple[epath.Path, epath.Path]:
     """The workdir and the checkpoint folder that `path` names."""
     if (path / "default").is_dir():
         return path.parent.parent, path
@@ -87,7 +89,7 @@ def _find_checkpoint(path: Path) -> tuple[Path, Path]:
     return path, folder / str(max(steps))
 
 
-def _spec_of_run(workdir: Path, checkpoint: Path) -> ModelSpec:
+def _spec_of_run(workdir: epath.Path, checkpoint: epath.Path) -> ModelSpec:
     """What a run's configuration says of its weights."""
     try:
         config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
