@@ -7,6 +7,7 @@ the same arguments, the same program, the same bits.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,9 +106,8 @@ class _ShardMapped:
             own = jax.tree.map(lambda array: array[0], arguments[batch_argument])
             return step(*arguments[:batch_argument], own, *arguments[batch_argument + 1 :])
 
-        self._batch_argument = batch_argument
         self._num_devices = mesh.devices.size
-        self._batch_sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._shardings = [NamedSharding(mesh, spec) for spec in specs]
         self._step = jax.jit(
             jax.shard_map(
                 one_replica,
@@ -117,27 +117,33 @@ class _ShardMapped:
                 # The check refuses groups of replicas, which BatchNorm has.
                 check_vma=False,
             ),
-            in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
             donate_argnums=donate,
         )
 
     def lower(self, *arguments: Any) -> Any:
         """Lowers the step for arguments of these shapes, the batch's being those of a process."""
 
-        def of_all_processes(array: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((self._num_devices, *array.shape[1:]), array.dtype)
+        def shape(sharding: NamedSharding, array: Any) -> jax.ShapeDtypeStruct:
+            is_split = sharding.spec == PartitionSpec(AXIS)
+            sides = (self._num_devices, *array.shape[1:]) if is_split else array.shape
+            return jax.ShapeDtypeStruct(sides, array.dtype, sharding=sharding)
 
-        batch = jax.tree.map(of_all_processes, arguments[self._batch_argument])
-        before, after = arguments[: self._batch_argument], arguments[self._batch_argument + 1 :]
-        return self._step.lower(*before, batch, *after)
+        return self._step.lower(*self._map(shape, arguments))
 
     def __call__(self, *arguments: Any) -> Any:
-        batch = jax.tree.map(
-            lambda a: jax.make_array_from_process_local_data(self._batch_sharding, a),
-            arguments[self._batch_argument],
-        )
-        before, after = arguments[: self._batch_argument], arguments[self._batch_argument + 1 :]
-        return self._step(*before, batch, *after)
+        def place(sharding: NamedSharding, array: Any) -> jax.Array:
+            if isinstance(array, jax.Array) and array.sharding == sharding:
+                return array
+            return jax.make_array_from_process_local_data(sharding, np.asarray(array))
+
+        return self._step(*self._map(place, arguments))
+
+    def _map(self, function: Callable[[NamedSharding, Any], Any], arguments: Any) -> list[Any]:
+        """Applies a function of (sharding, leaf) to each argument's leaves."""
+        return [
+            jax.tree.map(functools.partial(function, sharding), argument)
+            for sharding, argument in zip(self._shardings, arguments, strict=True)
+        ]
 
 
 def _in_order_of_processes() -> list[Any]:
