@@ -104,6 +104,10 @@ def connect(
             initialization_timeout=start_timeout_seconds + 60,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
         )
+    if jax.default_backend() == "cpu":
+        # JAX keeps the compiled programs of process 0, which fit no other one on CPU. It would
+        # then wait for the others to compile, and gloo gives up after 30 s.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def check_connected() -> None:

@@ -4,8 +4,9 @@ How far two runs agree depends on the order in which numbers are added, nothing 
 add a + b or b + a, so two processes of one device train as one process of two, bit for bit. From
 four replicas on a process adds those of its own devices in turn, while several processes go round
 a ring: gradients and batch statistics differ in their last bit, which each step passes on. The
-first losses differ by 3e-7 at most, those of the ninth step by 5e-6 (so do those of 4 and 8
-devices of one process). Evaluation adds the same examples in other batches: 1e-7.
+first three losses differ by 4e-7 at most and their gradients' norms by 9e-7; in nine steps that
+grows to 1.1e-5 (and as much between 4 and 8 devices of one process). Evaluation adds the same
+examples in other batches: 1.3e-7.
 """
 
 from __future__ import annotations
@@ -92,9 +93,11 @@ def assert_same_but_for_order(ours, theirs, first_step=1):
     counts = 0
     for our, their in zip(ours, theirs, strict=True):
         assert our.keys() == their.keys()
-        tolerance = 1e-6 if our["step"] < first_step + 3 else 2e-5
         for name in our:
             counts += name.endswith("num_examples")
+            tolerance = 2e-6 if name == "train/grad_norm" else 1e-6
+            if our["step"] >= first_step + 3:
+                tolerance = 3e-5
             assert our[name] == pytest.approx(their[name], rel=tolerance), (our["step"], name)
             assert not name.endswith("num_examples") or our[name] == 13
     assert counts >= 4
