@@ -57,6 +57,6 @@ def test_colab_tpu(tmp_path):
     }
     text = execute("colab_tpu.ipynb", small, tmp_path)
     assert "1 x cpu" in text
-    assert text.count(" of 360 held-out digits") == 2
+    assert text.count(" of 359 held-out digits") == 2
     assert "step 1: " in text and text.count("s of them hidden") == 3
     assert (tmp_path / "run" / "progress.png").is_file()

@@ -77,7 +77,7 @@ class BatchNorm(nn.Module):
     """Batch normalisation over N, H and W; variables as those of `nn.BatchNorm`.
 
     Statistics are float32 and normalising is one multiply-add with two numbers a channel. The
-    TPU compiler keeps an eighth less memory for the backward pass than with `nn.BatchNorm`, which
+    TPU compiler needs a tenth less memory for a step than with `nn.BatchNorm`, which
     subtracts the mean first (experiments/tpu_compile/levers.csv).
 
     Attributes:
