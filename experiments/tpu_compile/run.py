@@ -227,10 +227,10 @@ def levers_table() -> str:
     return "\n".join(lines)
 
 
-def write_tables() -> None:
-    """Replaces what stands between the marks in README.md."""
+def tables() -> dict[str, str]:
+    """The tables of README.md by the marks around them."""
     rows = read_rows(RESULTS)
-    tables = {
+    return {
         "goals": goals_table(rows),
         "fit": fit_table(rows),
         "hours": hours_table(rows),
@@ -238,9 +238,13 @@ def write_tables() -> None:
         "cores": cores_table(rows),
         "levers": levers_table(),
     }
+
+
+def write_tables() -> None:
+    """Replaces what stands between the marks in README.md."""
     path = FOLDER / "README.md"
     text = path.read_text(encoding="utf-8")
-    for name, table in tables.items():
+    for name, table in tables().items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
