@@ -97,7 +97,8 @@ def assert_same_but_for_order(ours, theirs, first_step=1):
             counts += name.endswith("num_examples")
             tolerance = 2e-6 if name == "train/grad_norm" else 1e-6
             if our["step"] >= first_step + 3:
-                tolerance = 3e-5
+                # Each step multiplies what rounding left of the one before.
+                tolerance = 1e-4
             assert our[name] == pytest.approx(their[name], rel=tolerance), (our["step"], name)
             assert not name.endswith("num_examples") or our[name] == 13
     assert counts >= 4
