@@ -129,7 +129,9 @@ def test_learning_rate_section_is_what_the_schedule_takes():
 
 
 def test_eval_section_is_what_the_evaluator_takes():
-    taken = keyword_only(Evaluator) - set(base_config().normalize) - {"loss", "on_corrupt"}
+    taken = (
+        keyword_only(Evaluator) - set(base_config().normalize) - {"loss", "on_corrupt", "parallel"}
+    )
     exceptions = {"every_epochs", "at_stage_size", "patience_epochs"}
     assert set(base_config().eval) == taken | {"image_size"} | exceptions
 
