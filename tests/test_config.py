@@ -23,6 +23,7 @@ from effnetv2_jax.data.pipeline import train_batches
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.evaluate import Evaluator
 from effnetv2_jax.losses import Loss
+from effnetv2_jax.memory import Fits
 from effnetv2_jax.models.efficientnet import EfficientNet, create_model
 from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
 from effnetv2_jax.progressive import make_stages
@@ -57,7 +58,7 @@ def test_a_typo_raises():
         config.batchsize = 1
     with pytest.raises(KeyError, match="modle"):
         config["modle"] = {}
-    assert len(SECTIONS) == 10
+    assert len(SECTIONS) == 11
     for section in SECTIONS:
         with pytest.raises(AttributeError, match="no_such_key"):
             config[section].no_such_key = 1
@@ -90,9 +91,15 @@ def test_model_section_is_what_create_model_takes():
         "num_classes",  # Of the data set.
         "axis_name",  # Of parallel.py.
         "dropout_rate",  # Of the stage.
+        "remat_groups",  # Of memory.py, a stage's.
     }
     taken = {"variant"} | keyword_only(create_model) | attributes
     assert set(base_config().model) == taken - by_caller
+
+
+def test_memory_section_is_what_fits_takes():
+    by_caller = {"per_device", "num_stages", "limit"}
+    assert set(base_config().memory) == keyword_only(Fits) - by_caller
 
 
 def test_data_section_is_what_load_dataset_takes():

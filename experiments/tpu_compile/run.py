@@ -52,7 +52,8 @@ def commands() -> Iterator[tuple[str, str, dict[str, object]]]:
         yield f"configs/{name}.py", POD, {**FIXED_SIZE, "progressive.image_size": "(380, 380)"}
     for cores, topology in TOPOLOGIES.items():
         size = {"progressive.image_size": "(128, 128)", "batch_size": 32 * cores}
-        yield "configs/s.py", topology, {**SMALL, **size, "eval.batch_size": 32 * cores}
+        evaluation = {"eval.image_size": 128, "eval.batch_size": 32 * cores}
+        yield "configs/s.py", topology, {**SMALL, **size, **evaluation}
     for cores, topology in TOPOLOGIES.items():
         if cores <= 128 and topology != POD:
             size = {"progressive.image_size": "(300, 300)", "batch_size": 32 * cores}
