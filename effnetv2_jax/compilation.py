@@ -70,6 +70,7 @@ class BackgroundCompiler:
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._is_closed = False
         threading.Thread(target=self._work, name="compiler", daemon=True).start()
 
     def submit(self, build: Callable[[], Result]) -> Compilation[Result]:
@@ -78,8 +79,13 @@ class BackgroundCompiler:
         self._tasks.put(lambda: compilation.run(build))
         return compilation
 
+    def close(self) -> None:
+        """Ends the thread once it has compiled what it is at; the rest is dropped."""
+        self._is_closed = True
+        self._tasks.put(lambda: None)
+
     def _work(self) -> None:
-        while True:
+        while not self._is_closed:
             self._tasks.get()()
 
 
@@ -176,6 +182,10 @@ class StagePrograms:
             before = evaluation.waited
             evaluation.wait()
             self.waited += evaluation.waited - before
+
+    def close(self) -> None:
+        """Compiles nothing more."""
+        self._compiler.close()
 
     def _step_of(self, stage: Stage, arguments: tuple[Any, ...]) -> Compilation[tuple[Fit, Any]]:
         if stage.index not in self._steps:
