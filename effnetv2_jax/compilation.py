@@ -64,14 +64,14 @@ class Compilation(Generic[Result]):
 class BackgroundCompiler:
     """Compiles on a thread of its own, in the order of `submit`.
 
-    The order is the same on every process, which compilers that talk to each other rely on. The
-    thread does not outlive the interpreter: a stop need not wait for a compiler.
+    The order is the same on every process, which compilers that talk to each other rely on.
     """
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_closed = False
-        threading.Thread(target=self._work, name="compiler", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
+        self._thread.start()
 
     def submit(self, build: Callable[[], Result]) -> Compilation[Result]:
         """Starts compiling as soon as what was submitted before is done."""
@@ -80,9 +80,13 @@ class BackgroundCompiler:
         return compilation
 
     def close(self) -> None:
-        """Ends the thread once it has compiled what it is at; the rest is dropped."""
+        """Waits for what is being compiled, and drops the rest.
+
+        XLA aborts a process that ends while it compiles.
+        """
         self._is_closed = True
         self._tasks.put(lambda: None)
+        self._thread.join()
 
     def _work(self) -> None:
         while not self._is_closed:

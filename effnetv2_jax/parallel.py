@@ -134,6 +134,8 @@ class _ShardMapped:
         def place(sharding: NamedSharding, array: Any) -> jax.Array:
             if isinstance(array, jax.Array) and array.sharding == sharding:
                 return array
+            if jax.process_count() == 1:
+                return jax.device_put(array, sharding)
             return jax.make_array_from_process_local_data(sharding, np.asarray(array))
 
         return self._step(*self._map(place, arguments))

@@ -260,7 +260,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         progress.log(done, scalars, of_stage.index)
 
     with stop_signals() as stop, contextlib.ExitStack() as cleanup:
-        for closing in (checkpoints.close, best.close, writer.close, programs.close):
+        for closing in (programs.close, checkpoints.close, best.close, writer.close):
             cleanup.callback(closing)
         batches = staged_batches(config, plan, dataset, step)
         while step < plan.total_steps and not best_evaluation.is_stale:
