@@ -222,12 +222,14 @@ class StagePrograms:
             logging.info("At %d px a step of %s does not fit (%s).", size, fit, reason)
 
         try:
-            return first_that_fits(self._fits.candidates(stage), compile_fit, tell)
+            found = first_that_fits(self._fits.candidates(stage), compile_fit, tell)
         except DoesNotFit as error:
             raise InputError(
                 f"the train step for {size} px does not fit into a device's memory ({error}): use "
                 "more devices, a smaller batch_size, or memory.micro_batches=auto."
             ) from error
+        self._fits.remember(stage, found[0])
+        return found
 
 
 def keep_compilations(directory: str) -> None:

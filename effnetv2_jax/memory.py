@@ -9,16 +9,20 @@ the compiler accepts.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from etils import epath
 
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.models.efficientnet import EfficientNet
 from effnetv2_jax.models.multiply_adds import count_multiply_adds
 from effnetv2_jax.models.specs import unroll
+from effnetv2_jax.paths import write_json
 from effnetv2_jax.progressive import Stage
 
 AUTO = "auto"
@@ -84,6 +88,8 @@ class Fits:
       limit: bytes of a device's memory; None: unknown, so nothing is cut down by itself.
       micro_batches: `auto`, a number or one for each stage.
       remat_groups: likewise.
+      file: keeps what was found to fit, where the first to be tried did not. Compilation caches
+        keep no refusals, and a large network takes minutes for each of them at every start.
 
     Raises:
       InputError: a setting that cannot be.
@@ -98,8 +104,11 @@ class Fits:
         limit: int | None,
         micro_batches: str = AUTO,
         remat_groups: str = AUTO,
+        file: epath.Path | None = None,
     ):
         self.limit = limit
+        self._file = file
+        self._found = _read_fits(file)
         self._per_device = per_device
         self._model = model
         self._num_groups = len(model.spec.rows)
@@ -139,7 +148,34 @@ class Fits:
         likely = [
             fit for fit in fits if demand.memory(fit, self._per_device) <= _TRUST * self.limit
         ]
-        return likely or [min(fits, key=lambda fit: demand.memory(fit, self._per_device))]
+        likely = likely or [min(fits, key=lambda fit: demand.memory(fit, self._per_device))]
+        found = self._found.get(self._case(stage))
+        return likely[likely.index(found) :] if found in likely else likely
+
+    def remember(self, stage: Stage, fit: Fit) -> None:
+        """Starts with a setting from now on, unless it is what would be tried first anyway."""
+        if self._file is None or fit == self.candidates(stage)[0]:
+            return
+        self._found[self._case(stage)] = fit
+        if jax.process_index() == 0:
+            write_json(
+                self._file, {case: dataclasses.asdict(fit) for case, fit in self._found.items()}
+            )
+
+    def _case(self, stage: Stage) -> str:
+        """What decides whether a setting fits, in one run."""
+        return f"{stage.image_size} px, {self._per_device} images, {self.limit} bytes"
+
+
+def _read_fits(file: epath.Path | None) -> dict[str, Fit]:
+    """What `Fits.remember` wrote. All of it can be found again, so a damaged file holds nothing."""
+    if file is None or not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {case: Fit(**fit) for case, fit in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 class _Demand:

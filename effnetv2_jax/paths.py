@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -28,3 +30,10 @@ def files_below(folder: epath.Path) -> Iterator[epath.Path]:
             yield from files_below(entry)
         else:
             yield entry
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes a JSON file whole, or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

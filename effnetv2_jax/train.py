@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import optax
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from effnetv2_jax.checkpoint import Checkpoints
@@ -224,7 +225,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
 
     programs = StagePrograms(
         plan.stages,
-        fits=planned_fits(config, plan, model, jax.device_count(), limit),
+        fits=planned_fits(config, plan, model, jax.device_count(), limit, path / "fits.json"),
         mapped_step=mapped_step,
         evaluate=lambda state, *of: evaluator.compile(variables_of(state), *of),
         evaluation_sizes=functools.partial(evaluation_sizes, config),
@@ -384,14 +385,23 @@ def planned_update(
 
 
 def planned_fits(
-    config: ConfigDict, plan: Plan, model: EfficientNet, num_devices: int, limit: int | None
+    config: ConfigDict,
+    plan: Plan,
+    model: EfficientNet,
+    num_devices: int,
+    limit: int | None,
+    file: epath.Path | None = None,
 ) -> Fits:
-    """What to try so that each stage's step fits into `limit` bytes of a device (None: unknown)."""
+    """What to try so that each stage's step fits into `limit` bytes of a device (None: unknown).
+
+    `file` keeps what fitted for the next start.
+    """
     return Fits(
         model,
         per_device=config.batch_size // num_devices,
         num_stages=len(plan.stages),
         limit=limit,
+        file=file,
         **config.memory,
     )
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from effnetv2_jax.config import RESUMABLE_CHANGES, Plan, to_plain
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.parallel import on_first_process
-from effnetv2_jax.paths import absolute
+from effnetv2_jax.paths import absolute, write_json
 
 CONFIG = "config.json"
 PLAN = "plan.json"
@@ -42,10 +42,10 @@ def open_workdir(
         try:
             _check(path, new_config, new_plan)
             path.mkdir(parents=True, exist_ok=True)
-            _write_json(path / PLAN, new_plan)
+            write_json(path / PLAN, new_plan)
             if class_names is not None:
-                _write_json(path / CLASSES, list(class_names))
-            _write_json(path / CONFIG, new_config)
+                write_json(path / CLASSES, list(class_names))
+            write_json(path / CONFIG, new_config)
         except InputError:
             raise
         except Exception as error:  # An OSError, or whatever a bucket's file system raises.
@@ -115,9 +115,3 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
             )
         ]
     return [] if old == new else [f"{key}: {json.dumps(old)} -> {json.dumps(new)}"]
-
-
-def _write_json(path: epath.Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

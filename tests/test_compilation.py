@@ -9,6 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from effnetv2_jax.compilation import BackgroundCompiler, StagePrograms
 from effnetv2_jax.errors import InputError
@@ -34,7 +35,7 @@ def backend_compilations():
     jax.monitoring.clear_event_listeners()
 
 
-def programs(stages=STAGES, evaluated=None, mapped_step=None, limit=None):
+def programs(stages=STAGES, evaluated=None, mapped_step=None, **fits):
     @functools.cache
     def mapped(fit):
         return parallel_train_step(train_step(tiny_model(), micro_batches=fit.micro_batches))
@@ -42,7 +43,7 @@ def programs(stages=STAGES, evaluated=None, mapped_step=None, limit=None):
     evaluated = [] if evaluated is None else evaluated
     return StagePrograms(
         stages,
-        fits=Fits(tiny_model(), per_device=2, num_stages=len(stages), limit=limit),
+        fits=Fits(tiny_model(), per_device=2, num_stages=len(stages), **{"limit": None} | fits),
         mapped_step=mapped_step or mapped,
         evaluate=lambda state, size, label_shape: evaluated.append((size, label_shape)),
         evaluation_sizes=lambda stage: (32, stage.image_size),
@@ -133,7 +134,7 @@ def test_what_fits_nowhere_is_one_sentence():
         ahead.enter(STAGES[0], stand_in(arguments(16)))
 
 
-def test_settings_are_tried_until_one_fits():
+def test_settings_are_tried_until_one_fits_and_not_again_at_the_next_start(tmp_path):
     tried = []
 
     class Step:
@@ -146,7 +147,15 @@ def test_settings_are_tried_until_one_fits():
                 raise DoesNotFit("too large", 0)
             return jax.jit(lambda: 1).lower()
 
-    ahead = programs(mapped_step=Step, limit=2**30)
-    step = ahead.enter(STAGES[0], stand_in(arguments(16)))
-    assert step.fit == Fit(2, 0) == tried[-1]
+    def start():
+        tried.clear()
+        file = epath.Path(tmp_path / "fits.json")
+        ahead = programs(mapped_step=Step, limit=2**30, file=file)
+        fit = ahead.enter(STAGES[0], stand_in(arguments(16))).fit
+        ahead.close()
+        return fit
+
+    assert start() == Fit(2, 0)
     assert tried[0] == Fit()
+    assert start() == Fit(2, 0)
+    assert tried[0] == Fit(2, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.memory import (
@@ -71,6 +72,31 @@ def test_a_setting_of_the_configuration_is_taken_as_it_is():
     half = fits("efficientnetv2-l", micro_batches="4").candidates(stage(380))
     assert {fit.micro_batches for fit in half} == {4} and len(half) > 1
     assert fits(limit=None, remat_groups="3").candidates(stage(300)) == [Fit(1, 3)]
+
+
+def test_what_was_found_to_fit_is_tried_first_at_the_next_start(tmp_path):
+    file = epath.Path(tmp_path / "fits.json")
+    start = fits("efficientnetv2-l", file=file)
+    tried = start.candidates(stage(380))
+    start.remember(stage(300), start.candidates(stage(300))[0])
+    assert not file.exists()  # Nothing was refused.
+    start.remember(stage(380), tried[2])
+    assert start.candidates(stage(380)) == tried[2:]
+
+    again = fits("efficientnetv2-l", file=file)
+    assert again.candidates(stage(380)) == tried[2:]
+    assert again.candidates(stage(300)) == fits("efficientnetv2-l").candidates(stage(300))
+    # Fewer images, or another memory, are another case; so is a setting that somebody asks for.
+    for change in ({"per_device": 64}, {"limit": 15 * GIB}, {"micro_batches": "1"}):
+        changed = fits("efficientnetv2-l", **change).candidates(stage(380))
+        assert fits("efficientnetv2-l", **change, file=file).candidates(stage(380)) == changed
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"a": 1}', '{"a": {"parts": 1}}', "\x00"])
+def test_a_damaged_file_of_settings_holds_none(tmp_path, damage):
+    file = epath.Path(tmp_path / "fits.json")
+    file.write_text(damage)
+    assert fits(file=file).candidates(stage(380)) == fits().candidates(stage(380))
 
 
 def test_settings_are_one_for_all_stages_or_one_for_each():

@@ -9,6 +9,12 @@ import pytest
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """A kernel inherits the environment, in which the tests of this process have eight."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+
+
 def execute(name, settings, folder):
     """Runs a notebook in a folder with other settings; returns what it printed."""
     import nbclient
