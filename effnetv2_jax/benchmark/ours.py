@@ -1,0 +1,167 @@
+"""This project's side of a benchmark: `ours`, and `flax`, the same networks built plainly.
+
+Plain means XLA's own convolutions on every platform: what one gets without `models.convolutions`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from effnetv2_jax.benchmark.protocol import Program, Work, serve
+from effnetv2_jax.losses import Loss
+from effnetv2_jax.models import convolutions, layers
+from effnetv2_jax.models.efficientnet import create_model
+from effnetv2_jax.optimizers import make_optimizer
+from effnetv2_jax.parallel import AXIS, parallel_train_step
+from effnetv2_jax.recipes import imagenet1k
+from effnetv2_jax.steps import make_train_step
+from effnetv2_jax.train_state import create_train_state
+
+# Side of the square matrices whose product stands for the best that a device can do.
+_PRODUCT_SIDE = 2048
+NUM_CLASSES = 1000
+
+
+def prepare(name: str, work: Work) -> Program:
+    """The program of that name, compiled."""
+    with _plain() if name == "flax" else contextlib.nullcontext():
+        run = {"train": _training, "inference": _inference, "input": _input}[work.kind](work)
+        run(2)
+    device = jax.local_devices()[0]
+    has_memory = device.memory_stats() is not None
+    return Program(
+        versions=f"jax {jax.__version__}, flax {flax.__version__}",
+        device=device.device_kind,
+        run=run,
+        peak_bytes=(lambda: device.memory_stats()["peak_bytes_in_use"]) if has_memory else None,
+        facts={} if work.kind == "input" else {"peak_flops": product_flops(work.dtype)},
+    )
+
+
+@contextlib.contextmanager
+def _plain() -> Iterator[None]:
+    """Within it, networks are traced as one would write them with Flax alone."""
+
+    def convolution(
+        images: jax.Array, kernel: jax.Array, *, stride: int, groups: int, padding: str = "same"
+    ) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            images,
+            kernel,
+            window_strides=(stride, stride),
+            padding="SAME",
+            dimension_numbers=convolutions.DIMENSION_NUMBERS,
+            feature_group_count=groups,
+        )
+
+    with mock.patch.object(layers, "convolution", convolution):
+        yield
+
+
+def _training(work: Work) -> Callable[[int], None]:
+    """The step that `main` runs, with one batch that is on the host each time, as in training."""
+    config = imagenet1k(work.variant, "paper" if "v2" in work.variant else "released")
+    config.model.dtype = work.dtype
+    model = create_model(**config.model, num_classes=NUM_CLASSES, axis_name=AXIS)
+    optimizer = make_optimizer(lambda _: 1e-3, **config.optimizer)
+    step = parallel_train_step(
+        make_train_step(
+            model,
+            optimizer,
+            **config.normalize,
+            loss=Loss(**config.loss),
+            ema_decay=config.ema_decay,
+            mixing=None,
+            window_steps=config.log_every_steps,
+            axis_name=AXIS,
+        ),
+        devices=jax.local_devices()[:1],
+    )
+    key = jax.random.PRNGKey(0)
+    state = create_train_state(model, optimizer, key, work.image_size)
+    images = _images(work)
+    batch = {
+        "image": images.astype(np.uint8)[None],
+        "label": np.arange(work.batch_size, dtype=np.int32)[None],
+    }
+    strengths = {"dropout_rate": np.float32(0.2)}
+    held = [state]
+
+    def run(repetitions: int) -> None:
+        state = held.pop()
+        for _ in range(repetitions):
+            state, _ = step(state, batch, strengths, key)
+        held.append(jax.block_until_ready(state))
+
+    return run
+
+
+def _inference(work: Work) -> Callable[[int], None]:
+    model = create_model(work.variant, dtype=work.dtype, num_classes=NUM_CLASSES)
+    images = (_images(work) - 127.5) / 128
+    variables = jax.jit(model.init)(jax.random.PRNGKey(0), images[:1])
+    forward = jax.jit(lambda variables, images: model.apply(variables, images))
+
+    def run(repetitions: int) -> None:
+        for _ in range(repetitions):
+            logits = forward(variables, images)
+        logits.block_until_ready()
+
+    return run
+
+
+def _images(work: Work) -> np.ndarray:
+    """Grey levels, float32 [N, S, S, 3]."""
+    shape = (work.batch_size, work.image_size, work.image_size, 3)
+    return np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)
+
+
+def _input(work: Work) -> Callable[[int], None]:
+    from effnetv2_jax.data.datasets import load_dataset
+    from effnetv2_jax.data.pipeline import train_batches
+
+    dataset = load_dataset(f"folder:{Path(work.folder).absolute()}", eval_fraction=0.05)
+    batches = train_batches(
+        dataset.train,
+        seed=0,
+        batch_size=work.batch_size,
+        first_step=0,
+        last_step=10**9,
+        image_size=work.image_size,
+        randaug_magnitude=work.randaug_magnitude,
+        num_classes=dataset.num_classes,
+    )
+
+    def run(repetitions: int) -> None:
+        for _ in itertools.islice(batches, repetitions):
+            pass
+
+    return run
+
+
+def product_flops(dtype: str) -> float:
+    """Arithmetic a second in a product of large matrices, the best of a few."""
+    matrix: Any = jnp.ones((_PRODUCT_SIDE, _PRODUCT_SIDE), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(matrix).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        product(matrix).block_until_ready()
+        seconds.append(time.perf_counter() - begun)
+    return 2.0 * _PRODUCT_SIDE**3 / min(seconds)
+
+
+if __name__ == "__main__":
+    serve(prepare)
