@@ -12,14 +12,16 @@ test: lint
 	$(BIN)/python -m pytest -q -m "not slow and not parity" -n 2 --dist loadfile
 	$(MAKE) --no-print-directory test-newer
 
+# Processes that exchange sums give up on one that comes too late: they have the machine to themselves.
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --ignore tests/test_processes.py
+	$(BIN)/python -m pytest -q -m slow tests/test_processes.py
 
 # Against PyTorch, timm, torchvision and Keras, which take gigabytes in an environment of their own;
 # there too real weights on real photographs, and the notebooks.
 test-parity: .venv-peers/installed-peers
 	PEERS=.venv-peers/bin/python .venv-peers/bin/python -m pytest -q -m parity \
-		tests/weights tests/test_real_weights.py tests/test_notebooks.py
+		tests/weights tests/test_real_weights.py tests/test_notebooks.py tests/tools/test_benchmark.py
 
 # A fast subset on a newer Python, whose jax is newer, wherever there is one.
 test-newer:

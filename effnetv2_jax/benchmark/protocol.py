@@ -1,8 +1,9 @@
 """How a benchmark speaks with the programs that it times: one JSON object a line.
 
-A program is started with the name of what it times. It reads a `Work`, prepares it, and answers
-with its versions; then it runs as often as it is told and answers with the seconds. Standard
-library only: it is imported by interpreters that have nothing else in common.
+A program is started with the name of what it times. It reads a `Work` and the processors that it
+may use, prepares it, and answers with its versions; then it runs as often as it is told and
+answers with the seconds. Standard library only: it is imported by interpreters that have nothing
+else in common.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def serve(prepare: Callable[[str, Work], Program]) -> None:
     # What libraries print must not end up between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    work = Work(**json.loads(sys.stdin.readline()))
+    question = json.loads(sys.stdin.readline())
+    os.sched_setaffinity(0, question["cores"])  # Before a library starts its threads.
+    work = Work(**question["work"])
     begun = time.perf_counter()
     try:
         program = prepare(sys.argv[1], work)

@@ -117,10 +117,9 @@ class Runner:
                 "TF_NUM_INTRAOP_THREADS": number,
                 "TF_CPP_MIN_LOG_LEVEL": "2",
             },
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
             start_new_session=True,  # Its workers are stopped with it.
         )
-        self.facts = self._ask(dataclasses.asdict(work))
+        self.facts = self._ask({"cores": list(cores), "work": dataclasses.asdict(work)})
         if "refused" in self.facts:
             self.close()
             raise Unavailable(self.facts["refused"])
