@@ -1,0 +1,283 @@
+"""This project beside the libraries that one could use instead, on the CPU.
+
+    make .venv-peers/installed-peers
+    .venv-peers/bin/python experiments/speed/run.py            # what is missing, then the tables
+    .venv-peers/bin/python experiments/speed/run.py --tables   # README's tables alone
+
+Each row of `results.csv` is one program on one piece of work (`tools.benchmark`): all programs of
+one piece run in turn, so only rows of the same piece may be compared. A sweep that is stopped goes
+on where it was; `--again=NAME` measures a piece of work once more. Leave the machine alone
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from effnetv2_jax.benchmark.protocol import Work
+from effnetv2_jax.tools.benchmark import Result, compare, format_results
+
+FOLDER = Path(__file__).resolve().parent
+REPOSITORY = FOLDER.parents[1]
+RESULTS = FOLDER / "results.csv"
+PHOTOGRAPHS = REPOSITORY / ".cache" / "photographs"
+
+OTHERS = ("timm", "torchvision", "keras-tf", "keras-jax", "flax")
+# Faster at equal accuracy, by the paper (Table 11), and by how much on its V100.
+PAPER_PAIRS = {
+    ("efficientnetv2-b0", "efficientnet-b1"): 2.1,
+    ("efficientnetv2-b1", "efficientnet-b2"): 2.0,
+    ("efficientnetv2-b3", "efficientnet-b4"): 2.7,
+    ("efficientnetv2-s", "efficientnet-b5"): 3.1,
+}
+# Inference sizes of those (Table 11; Tan & Le 2019 for V1).
+_SIZES = {
+    "efficientnetv2-b0": 224,
+    "efficientnetv2-b1": 240,
+    "efficientnetv2-b3": 300,
+    "efficientnetv2-s": 384,
+    "efficientnet-b1": 240,
+    "efficientnet-b2": 260,
+    "efficientnet-b4": 380,
+    "efficientnet-b5": 456,
+}
+_STAGE_SIZES = (128, 185, 243, 300)
+_S, _M, _B0 = "efficientnetv2-s", "efficientnetv2-m", "efficientnetv2-b0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One piece of work and who does it.
+
+    Attributes:
+      topic: which table it belongs to.
+      goal: how many times faster than timm it should be; 0: nothing was promised.
+      work: what is done.
+      others: besides this project.
+    """
+
+    topic: str
+    goal: float
+    work: Work
+    others: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What tells pieces apart."""
+        work = self.work
+        return f"{self.topic} {work.variant} {work.image_size} px x {work.batch_size}" + (
+            "" if work.kind != "input" else f" magnitude {work.randaug_magnitude}"
+        )
+
+
+def pieces(threads: int) -> Iterator[Piece]:
+    """Everything that is measured, the goals first."""
+
+    def work(kind: str, variant: str, size: int, batch: int, **more: Any) -> Work:
+        return Work(kind, variant, size, batch, threads=threads, **more)
+
+    for variant, size, batch in ((_S, 128, 8), (_B0, 192, 16), (_S, 224, 4)):
+        yield Piece("train", 1.0, work("train", variant, size, batch), OTHERS)
+    for variant, size, batch in ((_B0, 224, 16), (_S, 384, 1), (_S, 384, 16), (_M, 480, 1)):
+        others = OTHERS if size < 480 else ("timm", "torchvision")
+        yield Piece("inference", 1.2, work("inference", variant, size, batch), others)
+    for magnitude in (15.0, None):
+        for size in _STAGE_SIZES if magnitude else (300,):
+            images = work(
+                "input", "", size, 64, folder=str(PHOTOGRAPHS), randaug_magnitude=magnitude
+            )
+            yield Piece("input", 1.5 if magnitude else 0.0, images, ("timm", "torchvision"))
+    for pair in PAPER_PAIRS:
+        for variant in pair:
+            yield Piece("generation", 0.0, work("inference", variant, _SIZES[variant], 8))
+    # Shapes that no goal names.
+    for variant, size, batch in (("efficientnet-b0", 160, 8), ("efficientnetv2-b1", 96, 32)):
+        yield Piece("train", 0.0, work("train", variant, size, batch), ("timm",))
+        yield Piece("inference", 0.0, work("inference", variant, size, batch), ("timm",))
+
+
+_COLUMNS = (
+    *("name", "topic", "goal", "kind", "variant", "image_size", "batch_size", "dtype"),
+    *(field.name for field in dataclasses.fields(Result)),
+    *("host", "commit", "date"),
+)
+
+
+def read() -> list[dict[str, str]]:
+    """The rows so far."""
+    if not RESULTS.is_file():
+        return []
+    with RESULTS.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _append(piece: Piece, results: Sequence[Result]) -> None:
+    is_new = not RESULTS.exists()
+    with RESULTS.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, _COLUMNS)
+        if is_new:
+            writer.writeheader()
+        for result in results:
+            values = {
+                **dataclasses.asdict(piece.work),
+                **dataclasses.asdict(result),
+                "name": piece.name,
+                "topic": piece.topic,
+                "goal": piece.goal,
+                "host": _host(),
+                "commit": _commit(),
+                "date": str(datetime.date.today()),
+            }
+            row = {name: values[name] for name in _COLUMNS}
+            writer.writerow(
+                {name: f"{v:.5g}" if isinstance(v, float) else v for name, v in row.items()}
+            )
+
+
+def _host() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.machine()}, Python {platform.python_version()}"
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    return subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def measure(again: str, runs: int, seconds: float) -> int:
+    """Measures what is missing; returns how many programs could not run."""
+    sys.path.insert(0, str(FOLDER))
+    from photographs import make_photographs
+
+    make_photographs(PHOTOGRAPHS)
+    known = {row["name"] for row in read()}
+    wanted = list(pieces(len(os.sched_getaffinity(0))))
+    refused = 0
+
+    def refuse(name: str, reason: str) -> None:
+        nonlocal refused
+        refused += 1
+        print(f"  {name} is left out: {reason}.", flush=True)
+
+    for position, piece in enumerate(wanted, 1):
+        if piece.name in known and piece.name != again:
+            continue
+        print(f"[{position}/{len(wanted)}] {piece.name}", flush=True)
+        results = compare(piece.work, piece.others, runs=runs, seconds=seconds, on_refusal=refuse)
+        print(format_results(results), flush=True)
+        if piece.name == again:
+            _remove(again)
+        _append(piece, results)
+    return refused
+
+
+def _remove(name: str) -> None:
+    rows = [row for row in read() if row["name"] != name]
+    with RESULTS.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _pieces_of(rows: Sequence[dict[str, str]], topic: str) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        if row["topic"] == topic:
+            found.setdefault(row["name"], []).append(row)
+    return found
+
+
+def comparison_table(rows: Sequence[dict[str, str]], topic: str) -> str:
+    """Images a second of every program, and how many times as fast this project is."""
+    lines = [
+        "| work | program | images/s (lowest to highest) | ours is | goal | peak MiB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for group in _pieces_of(rows, topic).values():
+        for row in group:
+            what = f"{row['variant'] or 'JPEG files'}, {row['image_size']} px, {row['batch_size']}"
+            if topic == "input":
+                what += " RandAugment" if "magnitude 15" in row["name"] else " without RandAugment"
+            is_ours = row["program"] == "ours"
+            goal = {"timm": float(row["goal"]), "flax": 5.0 if topic == "train" else 0.0}
+            wanted = goal.get(row["program"], 0.0) if float(row["goal"]) else 0.0
+            lines.append(
+                f"| {what if is_ours else ''} | {row['program']} | "
+                f"{float(row['images_per_second']):.4g} ({float(row['lowest']):.4g} to "
+                f"{float(row['highest']):.4g}) | "
+                f"{'' if is_ours else format(float(row['ratio']), '.2f') + ' x'} | "
+                f"{format(wanted, '.1f') + ' x' if wanted else ''} | "
+                f"{float(row['peak_mib']):.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def generation_table(rows: Sequence[dict[str, str]]) -> str:
+    """V2 against V1 at equal accuracy."""
+    rates = {
+        row["variant"]: float(row["images_per_second"])
+        for row in rows
+        if row["topic"] == "generation"
+    }
+    lines = [
+        "| V2 | V1 of equal accuracy | V2, images/s | V1, images/s | ratio | the paper's |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for (new, old), paper in PAPER_PAIRS.items():
+        if new in rates and old in rates:
+            lines.append(
+                f"| {new}, {_SIZES[new]} px | {old}, {_SIZES[old]} px | {rates[new]:.4g} | "
+                f"{rates[old]:.4g} | {rates[new] / rates[old]:.1f} | {paper} |"
+            )
+    return "\n".join(lines)
+
+
+def tables(rows: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Each table of README by the name of its marks."""
+    return {
+        **{topic: comparison_table(rows, topic) for topic in ("train", "inference", "input")},
+        "generation": generation_table(rows),
+    }
+
+
+def write_tables() -> None:
+    """Puts the tables between their marks in README."""
+    path = FOLDER / "README.md"
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables(read()).items():
+        before, begin, rest = text.partition(f"<!-- {name} -->")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+    path.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tables", action="store_true", help="only write README's tables")
+    parser.add_argument("--again", default="", help="name of a piece of work to measure again")
+    parser.add_argument("--runs", type=int, default=7, help="timed runs of each program")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a run, about")
+    arguments = parser.parse_args()
+    refused = 0
+    if not arguments.tables:
+        refused = measure(arguments.again, arguments.runs, arguments.seconds)
+    write_tables()
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
