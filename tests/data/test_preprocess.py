@@ -79,6 +79,14 @@ def test_squash_takes_the_whole_image(picture):
     assert_truncates_to(image, resized(pixels, 24))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 1), (31, 17)])
+@pytest.mark.parametrize("size", [1, 13, 64])
+def test_bilinear_keeps_to_the_range_of_its_pixels(shape, size):
+    pixels = np.random.default_rng(5).choice(np.uint8([0, 1, 254, 255]), (*shape, 3))
+    image = eval_crop(tf.constant(pixels), image_size=size, rule="squash").numpy()
+    assert_truncates_to(image, resized(pixels, size))
+
+
 @pytest.mark.parametrize("size", [24, 61])
 def test_bicubic_is_the_kernel_of_tensorflow_1(size):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 57, 3), dtype=np.uint8)

@@ -168,6 +168,56 @@ def test_geometry_equals_nearest_neighbour(name, shape, sign, level):
     np.testing.assert_array_equal(ours[clear], expected[clear])
 
 
+def _round_half_away(places: np.ndarray) -> np.ndarray:
+    """What the released code's kernel, ImageProjectiveTransformV3, does to a place."""
+    wide = places.astype(np.float64)
+    return np.copysign(np.floor(np.abs(wide) + 0.5), wide).astype(np.int64)
+
+
+@pytest.mark.parametrize("length", [1, 2, 300])
+def test_places_round_half_away_from_zero_and_stay_in_the_frame(length):
+    halves = np.arange(-3, length + 3, dtype=np.float32) + np.float32(0.5)
+    places = [np.nextafter(halves, np.float32(end)) for end in (-np.inf, np.inf)]
+    places = np.concatenate([halves, *places, np.float32([0, -1e9, 1e9])])
+    expected = np.clip(_round_half_away(places), -1, length) + 1
+    np.testing.assert_array_equal(randaugment._nearest(tf.constant(places), length), expected)
+
+
+@pytest.mark.parametrize("level", [5.0, 10.0, 15.0, 1000.0])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (8, 8), (33, 47)])
+@pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateX", "TranslateY"])
+def test_shear_and_translation_are_exact_at_ties(name, shape, sign, level):
+    """float32 throughout, so that the places are the same to the last bit."""
+    height, width = shape
+    image = _noise(*shape)
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    shear, fraction = np.float32(sign * 0.03 * level), np.float32(sign * 10 * level / 384)
+    source_rows = {
+        "ShearY": shear * columns + rows,
+        "TranslateY": rows - fraction * np.float32(height),
+    }.get(name, rows)
+    source_columns = {
+        "ShearX": columns + shear * rows,
+        "TranslateX": columns - fraction * np.float32(width),
+    }.get(name, columns)
+    row, column = _round_half_away(source_rows), _round_half_away(source_columns)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    expected = image[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+    expected = np.where(inside[..., None], expected, 128)
+    ours = apply_operation(name, image, level=level, sign=sign)
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_rotation_rounds_in_a_graph_as_outside():
+    """TensorFlow's optimizer orders sums by their terms' shapes, which moves the ties of 45."""
+    image = np.tile(_noise(300, 300)[None], (2, 1, 1, 1))
+    degrees = np.float32([-45, 45])
+    dataset = tf.data.Dataset.from_tensor_slices((image, degrees)).map(randaugment.rotate)
+    for angle, rotated in zip(degrees, dataset, strict=True):
+        np.testing.assert_array_equal(rotated, randaugment.rotate(image[0], angle))
+
+
 def test_rotation_is_counter_clockwise_about_the_centre():
     image = _noise(17, 17)
     np.testing.assert_array_equal(randaugment.rotate(image, 90.0), np.rot90(image))
