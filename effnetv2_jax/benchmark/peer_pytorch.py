@@ -141,7 +141,8 @@ def _input(name: str, work: Work) -> Callable[[int], None]:
 
 
 def _load_timm(image_size: int, magnitude: float | None) -> Callable[[str], Any]:
-    policy = None if magnitude is None else f"rand-m{magnitude:g}-n2"
+    # By itself timm leaves out half of the drawn operations.
+    policy = None if magnitude is None else f"rand-m{magnitude:g}-n2-p1.0"
     # A loader of timm normalises on the device: the first two of its three transforms.
     transform = timm.data.create_transform(
         image_size, is_training=True, auto_augment=policy, color_jitter=None, use_prefetcher=True
