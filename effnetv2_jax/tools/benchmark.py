@@ -218,7 +218,7 @@ def compare(
 
         def run(runner: Runner) -> None:
             if runner.name not in repetitions:
-                repetitions[runner.name] = max(1, round(2 * seconds / runner.seconds(2)))
+                repetitions[runner.name] = _repetitions(runner, seconds)
                 return
             count = repetitions[runner.name]
             rate = count * work.batch_size / runner.seconds(count)
@@ -235,6 +235,17 @@ def compare(
                     runners.remove(runner)
             on_round(number)
         return [_result(runner, work, taken, runners[0].facts) for runner in runners]
+
+
+def _repetitions(runner: Runner, seconds: float) -> int:
+    """How often a program does its work in that time.
+
+    A few batches say nothing of a pipeline, which has some in stock.
+    """
+    count = 2
+    while (taken := runner.seconds(count)) < seconds / 4:
+        count *= 4
+    return max(1, round(count * seconds / taken))
 
 
 def _result(

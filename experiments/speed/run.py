@@ -32,6 +32,7 @@ REPOSITORY = FOLDER.parents[1]
 RESULTS = FOLDER / "results.csv"
 PHOTOGRAPHS = REPOSITORY / ".cache" / "photographs"
 
+TOPICS = ("train", "inference", "input", "generation")
 OTHERS = ("timm", "torchvision", "keras-tf", "keras-jax", "flax")
 # Faster at equal accuracy, by the paper (Table 11), and by how much on its V100.
 PAPER_PAIRS = {
@@ -157,7 +158,7 @@ def _commit() -> str:
     ).stdout.strip()
 
 
-def measure(again: str, runs: int, seconds: float) -> int:
+def measure(topics: Sequence[str], again: str, runs: int, seconds: float) -> int:
     """Measures what is missing; returns how many programs could not run."""
     sys.path.insert(0, str(FOLDER))
     from photographs import make_photographs
@@ -173,7 +174,7 @@ def measure(again: str, runs: int, seconds: float) -> int:
         print(f"  {name} is left out: {reason}.", flush=True)
 
     for position, piece in enumerate(wanted, 1):
-        if piece.name in known and piece.name != again:
+        if piece.topic not in topics or (piece.name in known and piece.name != again):
             continue
         print(f"[{position}/{len(wanted)}] {piece.name}", flush=True)
         results = compare(piece.work, piece.others, runs=runs, seconds=seconds, on_refusal=refuse)
@@ -268,13 +269,14 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tables", action="store_true", help="only write README's tables")
+    parser.add_argument("--topics", nargs="+", choices=TOPICS, default=TOPICS, help="all of them")
     parser.add_argument("--again", default="", help="name of a piece of work to measure again")
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each program")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a run, about")
     arguments = parser.parse_args()
     refused = 0
     if not arguments.tables:
-        refused = measure(arguments.again, arguments.runs, arguments.seconds)
+        refused = measure(arguments.topics, arguments.again, arguments.runs, arguments.seconds)
     write_tables()
     return 1 if refused else 0
 

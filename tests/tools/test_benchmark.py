@@ -48,6 +48,14 @@ def test_ratios_are_those_of_the_times(sleeping):
     assert "1.00 x" in table and "timm 1.0" in table
 
 
+def test_what_a_pipeline_has_in_stock_is_not_its_speed():
+    class Pipeline:
+        def seconds(self, count):
+            return 0.01 * max(0, count - 20)
+
+    assert benchmark._repetitions(Pipeline(), 1.0) == pytest.approx(100, rel=0.25)
+
+
 def test_who_cannot_is_left_out_and_told(sleeping):
     told = {}
     peers = ["torchvision", "keras-tf", "flax", "timm"]
