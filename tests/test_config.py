@@ -98,7 +98,7 @@ def test_model_section_is_what_create_model_takes():
 
 
 def test_memory_section_is_what_fits_takes():
-    by_caller = {"per_device", "num_stages", "limit"}
+    by_caller = {"per_device", "num_stages", "limit", "file"}
     assert set(base_config().memory) == keyword_only(Fits) - by_caller
 
 
