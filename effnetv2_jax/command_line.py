@@ -10,6 +10,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.huge_pages import restart_with_huge_pages
 
 # What a mistake in a flag, or in the configuration that a flag names, raises.
 _MISTAKES = (
@@ -45,6 +46,7 @@ def run(
       num_arguments: the least and the most arguments that are not flags (None: any number).
       required: flags that have to be given.
     """
+    restart_with_huge_pages()
 
     def parse(arguments: Sequence[str]) -> list[str]:
         define_flags()

@@ -49,7 +49,6 @@ from effnetv2_jax.parallel import (
     replicate,
     split_batch,
     stand_in,
-    to_host,
 )
 from effnetv2_jax.paths import absolute
 from effnetv2_jax.processes import check_connected, stop_signals
@@ -63,7 +62,7 @@ from effnetv2_jax.reporting import (
 )
 from effnetv2_jax.steps import StepResults, TrainStep, make_train_step, make_update
 from effnetv2_jax.tools.plot import plot_progress
-from effnetv2_jax.train_state import WINDOW_METRICS, TrainState, create_train_state
+from effnetv2_jax.train_state import WINDOW_METRICS, TrainState, create_train_state, initialise
 from effnetv2_jax.workdir import open_workdir
 
 # Steps before a stage ends at which the input of the next one starts. Both hold a shuffle buffer
@@ -558,9 +557,7 @@ def _first_state(
     new_state: Callable[[jax.Array], TrainState], key: jax.Array, initial: InitialWeights | None
 ) -> TrainState:
     """The state before the first step, with another run's weights in it if there are some."""
-    # One generator for each kernel: on CPU, optimising that code takes longer than running it.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    state = to_host(jax.jit(new_state, compiler_options=options)(key))
+    state: Any = initialise(new_state, key)
     if initial is None:
         return state
     variables = initial.apply({"params": state.params, "batch_stats": state.batch_stats})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -62,6 +63,19 @@ def create_train_state(
         window={name: jnp.zeros((), jnp.float32) for name in WINDOW_METRICS},
         nonfinite_step=jnp.full((), -1, jnp.int32),
     )
+
+
+def initialise(new_state: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainState:
+    """The state that `create_train_state` creates, as NumPy arrays.
+
+    Args:
+      new_state: `create_train_state` but for the key.
+      key: for the initialisers.
+    """
+    # One generator for each kernel: on CPU, optimising that code takes longer than running it.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    state: TrainState = jax.device_get(jax.jit(new_state, compiler_options=options)(key))
+    return state
 
 
 def update_ema(averages: Any, values: Any, num_updates: jax.Array, decay: float) -> Any:

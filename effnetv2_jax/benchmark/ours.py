@@ -6,6 +6,7 @@ Plain means XLA's own convolutions on every platform: what one gets without `mod
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from effnetv2_jax.optimizers import make_optimizer
 from effnetv2_jax.parallel import AXIS, parallel_train_step
 from effnetv2_jax.recipes import imagenet1k
 from effnetv2_jax.steps import make_train_step
-from effnetv2_jax.train_state import create_train_state
+from effnetv2_jax.train_state import create_train_state, initialise
 
 # Side of the square matrices whose product stands for the best that a device can do.
 _PRODUCT_SIDE = 2048
@@ -36,7 +37,7 @@ NUM_CLASSES = 1000
 def prepare(name: str, work: Work) -> Program:
     """The program of that name, compiled."""
     with _plain() if name == "flax" else contextlib.nullcontext():
-        run = {"train": _training, "inference": _inference, "input": _input}[work.kind](work)
+        run = _WORK[work.kind](work)
         run(2)
     device = jax.local_devices()[0]
     has_memory = device.memory_stats() is not None
@@ -73,6 +74,7 @@ def _training(work: Work) -> Callable[[int], None]:
     """The step that `main` runs, with one batch that is on the host each time, as in training."""
     config = imagenet1k(work.variant, "paper" if "v2" in work.variant else "released")
     config.model.dtype = work.dtype
+    config.model.depth_multiplier = work.depth_multiplier
     model = create_model(**config.model, num_classes=NUM_CLASSES, axis_name=AXIS)
     optimizer = make_optimizer(lambda _: 1e-3, **config.optimizer)
     step = parallel_train_step(
@@ -89,7 +91,9 @@ def _training(work: Work) -> Callable[[int], None]:
         devices=jax.local_devices()[:1],
     )
     key = jax.random.PRNGKey(0)
-    state = create_train_state(model, optimizer, key, work.image_size)
+    state = initialise(
+        functools.partial(create_train_state, model, optimizer, image_size=work.image_size), key
+    )
     images = _images(work)
     batch = {
         "image": images.astype(np.uint8)[None],
@@ -117,6 +121,27 @@ def _inference(work: Work) -> Callable[[int], None]:
         for _ in range(repetitions):
             logits = forward(variables, images)
         logits.block_until_ready()
+
+    return run
+
+
+def _prediction(work: Work) -> Callable[[int], None]:
+    from effnetv2_jax.prediction import Predictor
+    from effnetv2_jax.weights.model_folder import ModelSpec
+
+    spec = ModelSpec(work.variant, NUM_CLASSES, eval_size=work.image_size)
+    model = spec.create_model(dtype=work.dtype)
+    variables = jax.jit(model.init)(
+        jax.random.PRNGKey(0), jnp.zeros((1, work.image_size, work.image_size, 3))
+    )
+    predictor = Predictor((model, variables, spec), batch_size=work.batch_size)
+    paths = itertools.cycle(sorted(Path(work.folder).glob("*/*.jp*g")))
+
+    def run(repetitions: int) -> None:
+        for prediction in predictor.predict(
+            list(itertools.islice(paths, repetitions * work.batch_size))
+        ):
+            assert prediction.error is None, prediction.error
 
     return run
 
@@ -149,6 +174,14 @@ def _input(work: Work) -> Callable[[int], None]:
             pass
 
     return run
+
+
+_WORK = {
+    "train": _training,
+    "inference": _inference,
+    "input": _input,
+    "predict": _prediction,
+}
 
 
 def product_flops(dtype: str) -> float:

@@ -16,8 +16,10 @@ _BACKENDS = {"keras-tf": "tensorflow", "keras-jax": "jax"}
 
 def prepare(name: str, work: Work) -> Program:
     """The program of that name, compiled."""
-    if work.kind == "input":
+    if work.kind in ("input", "predict"):
         raise Unavailable(f"{name} has no pipeline of its own")
+    if work.depth_multiplier != 1.0:
+        raise Unavailable(f"{name} has networks of one depth")
     os.environ["KERAS_BACKEND"] = _BACKENDS[name]
     import keras
 

@@ -32,11 +32,16 @@ def prepare(name: str, work: Work) -> Program:
     if work.kind == "input":
         run = _input(name, work)
     else:
+        if work.depth_multiplier != 1.0:
+            raise Unavailable(f"{name} has networks of one depth")
         model = _create(name, work).to(_DEVICE, memory_format=torch.channels_last)
         images = torch.rand(work.batch_size, 3, work.image_size, work.image_size)
         images = images.to(_DEVICE, memory_format=torch.channels_last)
         forward: Any = torch.compile(model) if name == "timm-compile" else model
-        run = (_training if work.kind == "train" else _inference)(work, model, forward, images)
+        if work.kind == "predict":
+            run = _prediction(name, work, forward.eval())
+        else:
+            run = (_training if work.kind == "train" else _inference)(work, model, forward, images)
     run(3)
     on_gpu = _DEVICE.type == "cuda"
     library = torchvision if name == "torchvision" else timm
@@ -125,17 +130,52 @@ def _input(name: str, work: Work) -> Callable[[int], None]:
     """Each library's loader: as many workers as threads, uint8 batches without normalisation."""
     if name == "timm-compile":
         raise Unavailable("timm-compile reads files as timm does")
-    paths = sorted(map(str, Path(work.folder).glob("*/*.jp*g")))
     magnitude = work.randaug_magnitude
     load = (_load_torchvision if name == "torchvision" else _load_timm)(work.image_size, magnitude)
-    loader = torch.utils.data.DataLoader(
-        _Files(paths, load), batch_size=work.batch_size, num_workers=work.threads, prefetch_factor=2
-    )
-    batches = iter(loader)
+    batches = _batches(work, load)
 
     def run(repetitions: int) -> None:
         for _ in itertools.islice(batches, repetitions):
             pass
+
+    return run
+
+
+def _batches(work: Work, load: Callable[[str], Any]) -> Iterator[tuple[Any, Any]]:
+    """Batches of (images, labels) without end, by as many workers as threads."""
+    paths = sorted(map(str, Path(work.folder).glob("*/*.jp*g")))
+    loader = torch.utils.data.DataLoader(
+        _Files(paths, load), batch_size=work.batch_size, num_workers=work.threads, prefetch_factor=2
+    )
+    return iter(loader)
+
+
+def _prediction(name: str, work: Work, forward: Callable[[Any], Any]) -> Callable[[int], None]:
+    """Files to the five likeliest classes, with each library's transforms for evaluation."""
+    size = work.image_size
+    of_timm: Any = timm.data.create_transform(size, is_training=False)
+    of_torchvision = v2.Compose(
+        [
+            v2.Resize(size, antialias=True),
+            v2.CenterCrop(size),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ]
+    )
+
+    def load(path: str) -> Any:
+        if name == "torchvision":
+            return of_torchvision(torchvision.io.decode_image(path, mode="RGB"))
+        with Image.open(path) as image:
+            return of_timm(image.convert("RGB"))
+
+    batches = _batches(work, load)
+
+    def run(repetitions: int) -> None:
+        with torch.inference_mode(), _precision(work):
+            for images, _ in itertools.islice(batches, repetitions):
+                images = images.to(_DEVICE, memory_format=torch.channels_last)
+                forward(images).topk(5)[1].tolist()
 
     return run
 

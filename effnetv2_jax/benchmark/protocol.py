@@ -26,14 +26,16 @@ class Work:
 
     Attributes:
       kind: `train` (a whole step: forward, backward, RMSProp, moving average), `inference`
-        (images to logits), or `input` (JPEG files to augmented batches).
+        (images to logits), `input` (JPEG files to augmented batches) or `predict` (JPEG files to
+        classes).
       variant: the network, by our name.
       image_size: pixels.
       batch_size: images.
       dtype: of the arithmetic, float32 or bfloat16.
       threads: how many threads may compute.
-      folder: of `input`, the images: `folder/CLASS/*.jpg`.
+      folder: of `input` and `predict`, the images: `folder/CLASS/*.jpg`.
       randaug_magnitude: of `input`, for two operations an image; None: none.
+      depth_multiplier: of the network, which only this project can change.
     """
 
     kind: str
@@ -44,6 +46,7 @@ class Work:
     threads: int = 1
     folder: str = ""
     randaug_magnitude: float | None = None
+    depth_multiplier: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """2-D convolutions, each lowered to what its platform runs fastest.
 
 XLA's CPU back end runs a depthwise convolution 20 to 120 times slower than the same sum
-written as shifted multiply-adds, and a 1x1 convolution 2 to 3 times slower than a matrix
-product. Accelerators want XLA's own convolution. `jax.lax.platform_dependent` chooses at
-lowering time, so one traced program serves every platform and the TPU program is the plain one.
+written as shifted multiply-adds, a 1x1 convolution 2 to 3 times slower than a matrix product,
+and the stem, which reads 3 channels, 4 times slower than the product of its patches. Other dense
+convolutions come close to what the core can do (experiments/speed) and stay XLA's. Accelerators
+want XLA's own convolution. `jax.lax.platform_dependent` chooses at lowering time, so one traced
+program serves every platform and the TPU program is the plain one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from jax import lax
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 PADDINGS = ("same", "symmetric")
 Pads = tuple[tuple[int, int], ...]
+# Up to here patches are cheaper than XLA's convolution on a CPU.
+_FEW_CHANNELS = 4
 
 
 def convolution(
@@ -44,6 +48,8 @@ def convolution(
         on_cpu = _as_matrix_product
     elif groups == images.shape[-1] == kernel.shape[-1]:
         on_cpu = _as_shifted_products
+    elif groups == 1 and images.shape[-1] <= _FEW_CHANNELS:
+        on_cpu = _as_product_of_patches
     else:
         return _by_xla(images, kernel, stride, pads, groups)
     return lax.platform_dependent(
@@ -79,6 +85,39 @@ def _as_matrix_product(images: jax.Array, kernel: jax.Array, stride: int, pads: 
     # Left to itself, XLA on CPU sums the gradients of a bfloat16 product in bfloat16.
     product = jnp.einsum("nhwc,cd->nhwd", images, kernel[0, 0], preferred_element_type=jnp.float32)
     return product.astype(images.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _as_product_of_patches(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> jax.Array:
+    """What each output sees of the image becomes one row of a matrix.
+
+    Its gradients are XLA's, which are fast.
+    """
+    padded, out_shape = _pad(images, stride, pads)
+    patches = jnp.concatenate(
+        [shifted for _, shifted in _shifts(padded, kernel, out_shape, stride)], axis=-1
+    )
+    rows = kernel.reshape(1, 1, -1, kernel.shape[-1])
+    return _as_matrix_product(patches, rows, 1, ())
+
+
+def _as_product_of_patches_forward(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _as_product_of_patches(images, kernel, stride, pads), (images, kernel)
+
+
+def _as_product_of_patches_backward(
+    stride: int, pads: Pads, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    _, pull_back = jax.vjp(lambda x, k: _by_xla(x, k, stride, pads, 1), *saved)
+    image_gradient, kernel_gradient = pull_back(gradient)
+    return image_gradient, kernel_gradient
+
+
+_as_product_of_patches.defvjp(_as_product_of_patches_forward, _as_product_of_patches_backward)
 
 
 def _as_shifted_products(

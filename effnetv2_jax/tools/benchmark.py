@@ -1,7 +1,8 @@
 """How fast this project is beside others: `python -m effnetv2_jax.tools.benchmark train`.
 
 The word says what is timed: `train` (a whole step), `inference`, `input` (JPEG files to augmented
-batches) or `startup`. `--against=timm,torchvision,keras-tf,keras-jax,timm-compile,flax` runs others
+batches), `predict` (JPEG files to classes) or `startup`.
+`--against=timm,torchvision,keras-tf,keras-jax,timm-compile,flax` runs others
 on the same work. Every program has a process of its own, all are pinned to the same cores, and they
 run in turn while the others stand still, so a machine whose speed drifts treats all alike: trust
 the ratios. Exit status: 0 done, 1 a program could not run (its line says why), 2 bad input.
@@ -29,10 +30,11 @@ from absl import flags
 from effnetv2_jax import command_line
 from effnetv2_jax.benchmark.protocol import Unavailable, Work
 from effnetv2_jax.errors import InputError, unknown_name
+from effnetv2_jax.huge_pages import environment_with_huge_pages
 
 FLAGS = flags.FLAGS
 
-WORKS = ("train", "inference", "input", "startup")
+WORKS = ("train", "inference", "input", "predict", "startup")
 # Program -> the module that runs it, and whether that needs the interpreter of the others.
 _MODULES = {
     "ours": ("effnetv2_jax.benchmark.ours", False),
@@ -109,8 +111,9 @@ class Runner:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # All as `main` starts.
             env={
-                **os.environ,
+                **(environment_with_huge_pages() or os.environ),
                 "PYTHONPATH": str(_PACKAGES),
                 "OMP_NUM_THREADS": number,
                 "MKL_NUM_THREADS": number,
@@ -282,7 +285,8 @@ def flops_per_image(work: Work) -> float:
     from effnetv2_jax.models.efficientnet import create_model
     from effnetv2_jax.models.multiply_adds import count_multiply_adds
 
-    costs = count_multiply_adds(create_model(work.variant), work.image_size)
+    model = create_model(work.variant, depth_multiplier=work.depth_multiplier)
+    costs = count_multiply_adds(model, work.image_size)
     passes = 3 if work.kind == "train" else 1
     return 2.0 * passes * sum(cost.multiply_adds for cost in costs)
 
@@ -399,7 +403,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("threads", 0, "Cores to use; 0: all.", lower_bound=0)
     flags.DEFINE_integer("runs", 7, "Timed runs of each program.", lower_bound=1)
     flags.DEFINE_float("seconds", 2.0, "Of a run, about.", lower_bound=0.0)
-    flags.DEFINE_string("images", None, "With input: folder of JPEG files, as FOLDER/CLASS/*.jpg.")
+    flags.DEFINE_string("images", None, "With input, predict: folder of FOLDER/CLASS/*.jpg.")
     flags.DEFINE_float("randaug_magnitude", 15.0, "With input; a negative number for none.")
     flags.DEFINE_string("json", None, "File to write the results to.")
 
@@ -417,7 +421,7 @@ def main(arguments: list[str]) -> int:
             print(f"{row.what}: {row.seconds:.2f} s ({row.lowest:.2f} to {row.highest:.2f})")
             rows.append(row)
         return _write(rows, {"kind": kind})
-    if kind == "input" and not (FLAGS.images and Path(FLAGS.images).is_dir()):
+    if kind in ("input", "predict") and not (FLAGS.images and Path(FLAGS.images).is_dir()):
         raise InputError(
             f"--images {FLAGS.images!r} is no folder: name one, as FOLDER/CLASS/*.jpg."
         )

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -28,10 +29,15 @@ _SUMMARY = re.compile(
 _STAGE = re.compile(r"compiled the train step for (\d+) px in ([\d.]+) s, ([\d.]+) s of them")
 
 
-def measure(cache: str, workdir: str) -> dict[str, str]:
-    """Runs the demo once and reads its log."""
-    command = [sys.executable, "-m", "effnetv2_jax.main"]
-    command += ["--config=configs/digits.py", f"--workdir={workdir}"]
+def measure(config: Sequence[str], cache: str, workdir: str) -> dict[str, str]:
+    """Runs `main` once on the CPU and reads its log.
+
+    Args:
+      config: the flags that name the configuration and change it.
+      cache: folder of compiled programs.
+      workdir: of the run.
+    """
+    command = [sys.executable, "-m", "effnetv2_jax.main", *config, f"--workdir={workdir}"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
     begun = time.monotonic()
     run = subprocess.run(
@@ -59,7 +65,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for name in ("empty cache", "full cache"):
-            row = measure(f"{folder}/cache", f"{folder}/{name.partition(' ')[0]}")
+            workdir = f"{folder}/{name.partition(' ')[0]}"
+            row = measure(["--config=configs/digits.py"], f"{folder}/cache", workdir)
             rows.append({"run": name, **row})
             print(rows[-1], flush=True)
     with RESULTS.open("w", newline="", encoding="utf-8") as stream:

@@ -5,9 +5,10 @@
     .venv-peers/bin/python experiments/speed/run.py --tables   # README's tables alone
 
 Each row of `results.csv` is one program on one piece of work (`tools.benchmark`): all programs of
-one piece run in turn, so only rows of the same piece may be compared. A sweep that is stopped goes
-on where it was; `--again=NAME` measures a piece of work once more. Leave the machine alone
-meanwhile.
+one piece run in turn, so only rows of the same piece may be compared. `progressive.csv` and
+`startup.csv` have the rows of whole runs. A sweep that is stopped goes on where it was, and
+measures anew on another processor; `--again=NAME` measures a piece of work once more. Leave the
+machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -17,22 +18,27 @@ import csv
 import dataclasses
 import datetime
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from effnetv2_jax.benchmark.protocol import Work
-from effnetv2_jax.tools.benchmark import Result, compare, format_results
+from effnetv2_jax.tools.benchmark import Result, compare, format_results, startup
 
 FOLDER = Path(__file__).resolve().parent
-REPOSITORY = FOLDER.parents[1]
-RESULTS = FOLDER / "results.csv"
-PHOTOGRAPHS = REPOSITORY / ".cache" / "photographs"
+sys.path.insert(0, str(FOLDER))
+import progressive  # noqa: E402
+from photographs import make_photographs  # noqa: E402
+from provenance import commit, host  # noqa: E402
 
-TOPICS = ("train", "inference", "input", "generation")
+RESULTS = FOLDER / "results.csv"
+STARTUP = FOLDER / "startup.csv"
+GROWTH_PLOT = FOLDER / "growth.png"
+PHOTOGRAPHS = FOLDER.parents[1] / ".cache" / "photographs"
+
+TOPICS = ("train", "inference", "predict", "input", "generation", "growth")
+RUNS = ("startup", "progressive")
 OTHERS = ("timm", "torchvision", "keras-tf", "keras-jax", "flax")
 # Faster at equal accuracy, by the paper (Table 11), and by how much on its V100.
 PAPER_PAIRS = {
@@ -53,6 +59,13 @@ _SIZES = {
     "efficientnet-b5": 456,
 }
 _STAGE_SIZES = (128, 185, 243, 300)
+# What a step grows with, one at a time from B0 at 128 px with 8 images.
+_GROWTH_SIZE, _GROWTH_BATCH = 128, 8
+GROWTH = {
+    "batch_size": (2.0, 4.0, 8.0, 16.0, 32.0),
+    "image_size": (64.0, 96.0, 128.0, 192.0, 256.0),
+    "depth_multiplier": (1.0, 2.0, 3.0, 4.0),
+}
 _S, _M, _B0 = "efficientnetv2-s", "efficientnetv2-m", "efficientnetv2-b0"
 
 
@@ -76,9 +89,10 @@ class Piece:
     def name(self) -> str:
         """What tells pieces apart."""
         work = self.work
-        return f"{self.topic} {work.variant} {work.image_size} px x {work.batch_size}" + (
-            "" if work.kind != "input" else f" magnitude {work.randaug_magnitude}"
-        )
+        more = f" magnitude {work.randaug_magnitude}" if work.kind == "input" else ""
+        if work.depth_multiplier != 1.0:
+            more = f" depth {work.depth_multiplier:g}"
+        return f"{self.topic} {work.variant} {work.image_size} px x {work.batch_size}{more}"
 
 
 def pieces(threads: int) -> Iterator[Piece]:
@@ -98,9 +112,20 @@ def pieces(threads: int) -> Iterator[Piece]:
                 "input", "", size, 64, folder=str(PHOTOGRAPHS), randaug_magnitude=magnitude
             )
             yield Piece("input", 1.5 if magnitude else 0.0, images, ("timm", "torchvision"))
+    images = work("predict", _B0, 224, 32, folder=str(PHOTOGRAPHS))
+    yield Piece("predict", 0.0, images, ("timm", "torchvision"))
     for pair in PAPER_PAIRS:
         for variant in pair:
             yield Piece("generation", 0.0, work("inference", variant, _SIZES[variant], 8))
+    for batch in GROWTH["batch_size"]:
+        yield Piece("growth", 0.0, work("train", _B0, _GROWTH_SIZE, int(batch)))
+    for size in GROWTH["image_size"]:
+        if size != _GROWTH_SIZE:
+            yield Piece("growth", 0.0, work("train", _B0, int(size), _GROWTH_BATCH))
+    for depth in GROWTH["depth_multiplier"]:
+        if depth != 1.0:
+            shape = ("train", _B0, _GROWTH_SIZE, _GROWTH_BATCH)
+            yield Piece("growth", 0.0, work(*shape, depth_multiplier=depth))
     # Shapes that no goal names.
     for variant, size, batch in (("efficientnet-b0", 160, 8), ("efficientnetv2-b1", 96, 32)):
         yield Piece("train", 0.0, work("train", variant, size, batch), ("timm",))
@@ -109,16 +134,17 @@ def pieces(threads: int) -> Iterator[Piece]:
 
 _COLUMNS = (
     *("name", "topic", "goal", "kind", "variant", "image_size", "batch_size", "dtype"),
+    "depth_multiplier",
     *(field.name for field in dataclasses.fields(Result)),
     *("host", "commit", "date"),
 )
 
 
-def read() -> list[dict[str, str]]:
+def read(path: Path = RESULTS) -> list[dict[str, str]]:
     """The rows so far."""
-    if not RESULTS.is_file():
+    if not path.is_file():
         return []
-    with RESULTS.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -135,8 +161,8 @@ def _append(piece: Piece, results: Sequence[Result]) -> None:
                 "name": piece.name,
                 "topic": piece.topic,
                 "goal": piece.goal,
-                "host": _host(),
-                "commit": _commit(),
+                "host": host(),
+                "commit": commit(),
                 "date": str(datetime.date.today()),
             }
             row = {name: values[name] for name in _COLUMNS}
@@ -145,26 +171,10 @@ def _append(piece: Piece, results: Sequence[Result]) -> None:
             )
 
 
-def _host() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
-    return f"{model or platform.machine()}, Python {platform.python_version()}"
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    return subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
 def measure(topics: Sequence[str], again: str, runs: int, seconds: float) -> int:
     """Measures what is missing; returns how many programs could not run."""
-    sys.path.insert(0, str(FOLDER))
-    from photographs import make_photographs
-
     make_photographs(PHOTOGRAPHS)
-    known = {row["name"] for row in read()}
+    known = {row["name"] for row in read() if row["host"] == host()}
     wanted = list(pieces(len(os.sched_getaffinity(0))))
     refused = 0
 
@@ -186,9 +196,20 @@ def measure(topics: Sequence[str], again: str, runs: int, seconds: float) -> int
 
 
 def _remove(name: str) -> None:
-    rows = [row for row in read() if row["name"] != name]
+    rows = [row for row in read() if row["name"] != name or row["host"] != host()]
     with RESULTS.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def measure_startup() -> None:
+    """Writes `startup.csv` anew."""
+    rows = [
+        {**dataclasses.asdict(found), "host": host(), "commit": commit()} for found in startup()
+    ]
+    with STARTUP.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
         writer.writerows(rows)
 
@@ -246,11 +267,105 @@ def generation_table(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def growth_table(rows: Sequence[dict[str, str]]) -> str:
+    """Milliseconds and memory of a step against one number at a time."""
+    lines = [
+        "| varied | value | ms a step | ms relative to its multiply-adds | peak MiB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for axis in GROWTH:
+        points = _growth(rows, axis)
+        for value, seconds, gflop, peak in points:
+            reference = points[-1][1] / points[-1][2]
+            lines.append(
+                f"| {axis} | {value:g} | {1e3 * seconds:.0f} | {seconds / gflop / reference:.2f} "
+                f"| {peak:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def _growth(rows: Sequence[dict[str, str]], axis: str) -> list[tuple[float, float, float, float]]:
+    """Value, seconds of a step, its arithmetic in GFLOP and peak memory in MiB, sorted."""
+    base = {
+        "image_size": float(_GROWTH_SIZE),
+        "batch_size": float(_GROWTH_BATCH),
+        "depth_multiplier": 1.0,
+    }
+    points = []
+    for row in rows:
+        here = {name: float(row[name] or 1.0) for name in base}
+        if row["topic"] == "growth" and here == {**base, axis: here[axis]}:
+            seconds = here["batch_size"] / float(row["images_per_second"])
+            gflop = seconds * float(row["gflops_per_second"])
+            points.append((here[axis], seconds, gflop, float(row["peak_mib"])))
+    return sorted(points)
+
+
+def plot_growth(rows: Sequence[dict[str, str]]) -> None:
+    """Writes `growth.png`: time and memory against what they should be linear in."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(2, 3, figsize=(10, 5.5), sharey="row", layout="constrained")
+    labels = {
+        "batch_size": ("images", 1),
+        "image_size": ("pixels of an image / 1000", 2),
+        "depth_multiplier": ("depth multiplier", 1),
+    }
+    for column, (axis, (label, power)) in enumerate(labels.items()):
+        points = _growth(rows, axis)
+        x = [value**power / (1000 if power == 2 else 1) for value, *_ in points]
+        panels[0, column].plot(x, [1e3 * seconds for _, seconds, *_ in points], "o-")
+        panels[1, column].plot(x, [peak for *_, peak in points], "o-", color="tab:orange")
+        for panel in panels[:, column]:
+            panel.set_xlim(left=0)
+            panel.set_ylim(bottom=0)
+            panel.grid(alpha=0.3)
+        panels[1, column].set_xlabel(label)
+    panels[0, 0].set_ylabel("ms a step")
+    panels[1, 0].set_ylabel("peak MiB")
+    figure.suptitle("A training step of EfficientNetV2-B0, 128 px, 8 images, one number varied")
+    figure.savefig(GROWTH_PLOT, dpi=90)
+    pyplot.close(figure)
+
+
+def startup_table() -> str:
+    """Seconds until something happens, with the goals."""
+    goals = {"main --help": "1", "import effnetv2_jax": "2", "first step": "30"}
+    lines = ["| | s (lowest to highest) | goal, s |", "| --- | --- | --- |"]
+    for row in read(STARTUP):
+        goal = next((goal for begin, goal in goals.items() if row["what"].startswith(begin)), "")
+        seconds, lowest, highest = (float(row[name]) for name in ("seconds", "lowest", "highest"))
+        lines.append(f"| {row['what']} | {seconds:.2f} ({lowest:.2f} to {highest:.2f}) | {goal} |")
+    return "\n".join(lines)
+
+
+def other_hosts_table(rows: Sequence[dict[str, str]]) -> str:
+    """What other processors and earlier commits gave."""
+    lines = ["| processor | commit | work | program | ours is |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {row['host']} | {row['commit'].removesuffix('-dirty')} | {row['name']} | "
+        f"{row['program']} | {float(row['ratio']):.2f} x |"
+        for row in rows
+        if row["program"] != "ours" and row["topic"] in ("train", "inference")
+    ]
+    return "\n".join(lines)
+
+
 def tables(rows: Sequence[dict[str, str]]) -> dict[str, str]:
-    """Each table of README by the name of its marks."""
+    """Each table of README by the name of its marks; the last row's host is the one they are of."""
+    here = [row for row in rows if row["host"] == rows[-1]["host"]]
+    others = [row for row in rows if row["host"] != rows[-1]["host"]]
+    compared = ("train", "inference", "predict", "input")
     return {
-        **{topic: comparison_table(rows, topic) for topic in ("train", "inference", "input")},
-        "generation": generation_table(rows),
+        **{topic: comparison_table(here, topic) for topic in compared},
+        "generation": generation_table(here),
+        "growth": growth_table(here),
+        "startup": startup_table(),
+        "progressive": progressive.table(),
+        "other-hosts": other_hosts_table(others),
     }
 
 
@@ -269,7 +384,8 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tables", action="store_true", help="only write README's tables")
-    parser.add_argument("--topics", nargs="+", choices=TOPICS, default=TOPICS, help="all of them")
+    everything = (*TOPICS, *RUNS)
+    parser.add_argument("--topics", nargs="+", choices=everything, default=everything)
     parser.add_argument("--again", default="", help="name of a piece of work to measure again")
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each program")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a run, about")
@@ -277,7 +393,12 @@ def main() -> int:
     refused = 0
     if not arguments.tables:
         refused = measure(arguments.topics, arguments.again, arguments.runs, arguments.seconds)
+        if "startup" in arguments.topics and not STARTUP.is_file():
+            measure_startup()
+        if "progressive" in arguments.topics:
+            progressive.run_missing()
     write_tables()
+    plot_growth(read())
     return 1 if refused else 0
 
 

@@ -17,7 +17,9 @@ from jax import lax
 from effnetv2_jax.models.convolutions import convolution
 
 CHANNELS = 6
-# (kernel size, stride, depthwise, height, width); the last two are smaller than their kernel.
+COLOURS = 3
+# (kernel size, stride, depthwise, height, width); the last two are smaller than their kernel. A
+# sixth number is that of the image's channels, where it is not CHANNELS.
 CASES = [
     (3, 1, True, 8, 8),
     (3, 1, True, 7, 10),
@@ -33,6 +35,8 @@ CASES = [
     (3, 2, False, 6, 7),
     (3, 2, True, 1, 1),
     (5, 2, True, 2, 3),
+    (3, 2, False, 7, 8, COLOURS),
+    (3, 1, False, 6, 5, COLOURS),
 ]
 # float32 sums in another order: a few units of 2**-24 for each of at most 25 * 3 * 81 terms.
 FLOAT32_TOLERANCE = 2e-6
@@ -54,15 +58,15 @@ def _functions(stride: int, groups: int, symmetric_kernel: int | None = None):
     return ours, plain
 
 
-def _inputs(kernel_size, stride, depthwise, height, width, *, dtype="float32", out_channels=None):
+def _inputs(kernel_size, stride, depthwise, height, width, channels=CHANNELS, *, dtype="float32"):
     """Images, kernel and the outputs' cotangent, drawn at random; and the number of groups."""
     random = np.random.default_rng(0)
-    groups = CHANNELS if depthwise else 1
-    out_channels = CHANNELS if depthwise else (out_channels or CHANNELS + 2)
+    groups = channels if depthwise else 1
+    out_channels = channels if depthwise else CHANNELS + 2
     out_size = (-(-height // stride), -(-width // stride))
     shapes = (
-        (3, height, width, CHANNELS),
-        (kernel_size, kernel_size, CHANNELS // groups, out_channels),
+        (3, height, width, channels),
+        (kernel_size, kernel_size, channels // groups, out_channels),
         (3, *out_size, out_channels),
     )
     return [jnp.asarray(random.normal(size=shape), dtype) for shape in shapes], groups
@@ -109,7 +113,9 @@ def test_symmetric_padding(case):
     )
 
 
-@pytest.mark.parametrize("case", [(3, 2, True, 9, 8), (1, 1, False, 5, 7)], ids=str)
+@pytest.mark.parametrize(
+    "case", [(3, 2, True, 9, 8), (1, 1, False, 5, 7), (3, 2, False, 7, 8, COLOURS)], ids=str
+)
 def test_under_remat(case):
     arguments, groups = _inputs(*case)
     ours, plain = _functions(case[1], groups)
@@ -125,6 +131,7 @@ def test_under_remat(case):
         ((3, 2, True, 5, 4), (None, 0, 0)),
         ((3, 1, True, 5, 4), (0, 0, 0)),
         ((1, 1, False, 5, 7), (0, 0, 0)),
+        ((3, 2, False, 7, 8, COLOURS), (0, None, 0)),
     ],
     ids=str,
 )
@@ -148,6 +155,7 @@ BFLOAT16_CASES = [
     (3, 2, True, 9, 8),
     (5, 2, True, 8, 7),
     (1, 1, False, 5, 7),
+    (3, 2, False, 7, 8, COLOURS),
 ]
 
 
@@ -238,6 +246,7 @@ PLATFORM_CASES = [
     (5, 2, True, 8, 8),
     (1, 1, False, 5, 7),
     (3, 2, False, 6, 7),
+    (3, 2, False, 8, 7, COLOURS),
 ]
 CONTROL_FLOW = {
     *("stablehlo.case", "stablehlo.constant", "stablehlo.return"),
@@ -273,7 +282,9 @@ def test_accelerators_get_the_plain_gradients(case):
     assert _operations(text) - CONTROL_FLOW - zeros <= _operations(plain_text)
 
 
-@pytest.mark.parametrize("case", [case for case in PLATFORM_CASES if case[2]], ids=str)
+@pytest.mark.parametrize(
+    "case", [case for case in PLATFORM_CASES if case[2] or COLOURS in case[5:]], ids=str
+)
 def test_accelerators_carry_nothing_for_the_gradient_of_the_cpu_path(case):
     """Zeros in place of nine shifted copies cost nothing in one program, but memory in a scan."""
     text, plain_text = _gradient_texts(case)
@@ -281,18 +292,19 @@ def test_accelerators_carry_nothing_for_the_gradient_of_the_cpu_path(case):
 
 
 @pytest.mark.parametrize("case", PLATFORM_CASES, ids=str)
-def test_the_cpu_gets_no_depthwise_and_no_pointwise_convolution(case):
+def test_the_cpu_gets_no_depthwise_no_pointwise_and_no_stem_convolution(case):
     arguments, groups = _inputs(*case)
     ours, plain = _functions(case[1], groups)
-    if case[0] == 3 and not case[2]:
-        expected = _convolutions(_lowered(plain, arguments[:2], "cpu"))
-    else:
-        expected = []
+    is_dense = case[0] == 3 and not case[2]
+    is_stem = COLOURS in case[5:]
+    expected = (
+        _convolutions(_lowered(plain, arguments[:2], "cpu")) if is_dense and not is_stem else []
+    )
     assert _convolutions(_lowered(ours, arguments[:2], "cpu")) == expected
     text = _lowered(functools.partial(_with_gradients, ours), arguments, "cpu")
     counts = re.findall(r"(?:batch|feature)_group_count = (\d+)", text)
     assert set(counts) <= {"1"}
-    assert (len(_convolutions(text)) > 0) == (expected != [])
+    assert (len(_convolutions(text)) > 0) == is_dense
 
 
 def test_one_trace_serves_both_platforms():
