@@ -22,6 +22,8 @@ from effnetv2_jax.workdir import read_class_names
 from tests.data.miniature_21k import CAR, CAT, DOG, SYNSETS, encode, write_archive
 from tests.every_config import load
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 HEAD = "params/classifier/kernel"
 

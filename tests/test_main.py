@@ -64,6 +64,7 @@ def test_a_mistake_found_later_is_one_line_too(tmp_path):
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_next_start_completes(tmp_path):
     workdir = tmp_path / "run"
     arguments = ["--config=tests/tiny.py", f"--workdir={workdir}", "--config.num_epochs=40"]

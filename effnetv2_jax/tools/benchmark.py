@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -202,6 +203,9 @@ def compare(
     for name in peers:
         if name not in PEERS:
             raise unknown_name("peer", name, PEERS)
+        # Before anything takes minutes to compile.
+        if _MODULES[name][1] and shutil.which(python) is None:
+            raise InputError(f"the peers' Python {python!r} does not exist: give --peer_python.")
     cores = sorted(os.sched_getaffinity(0))[: work.threads]
     taken: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
@@ -209,10 +213,6 @@ def compare(
         for name in ("ours", *peers):
             try:
                 runners.append(stack.enter_context(Runner(name, work, cores, python)))
-            except FileNotFoundError as error:
-                raise InputError(
-                    f"the peers' Python {python!r} does not exist: give --peer_python."
-                ) from error
             except Unavailable as reason:
                 if name == "ours":
                     raise
