@@ -16,16 +16,22 @@ TUNABLE = "glibc.malloc.hugetlb"
 _KERNEL_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def environment_with_huge_pages() -> dict[str, str] | None:
+def environment_with_huge_pages(on: bool = True) -> dict[str, str] | None:
     """The environment that a process has to start with, or None where nothing is to be gained.
 
     That is: another C library, a kernel that never gives huge pages or always does, or a choice
     that the user has made in `GLIBC_TUNABLES`.
+
+    Args:
+      on: whether the process is to have huge pages; False makes that choice for it.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if TUNABLE in tunables or not _has_tunable() or "[madvise]" not in _kernel_setting():
         return None
-    return {**os.environ, "GLIBC_TUNABLES": ":".join(filter(None, (tunables, f"{TUNABLE}=1")))}
+    return {
+        **os.environ,
+        "GLIBC_TUNABLES": ":".join(filter(None, (tunables, f"{TUNABLE}={int(on)}"))),
+    }
 
 
 def restart_with_huge_pages() -> None:

@@ -38,6 +38,8 @@ def test_other_tunables_and_variables_stay(system, monkeypatch):
         "GLIBC_TUNABLES": "glibc.malloc.check=0:glibc.malloc.hugetlb=1",
     }
     assert environment["ANOTHER"] == "value"
+    without = huge_pages.environment_with_huge_pages(on=False)
+    assert without["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=0"
 
 
 @pytest.mark.parametrize(

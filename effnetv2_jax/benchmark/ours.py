@@ -1,6 +1,8 @@
-"""This project's side of a benchmark: `ours`, and `flax`, the same networks built plainly.
+"""This project's side of a benchmark: `ours`, and the same without what makes it fast on a CPU.
 
-Plain means XLA's own convolutions on every platform: what one gets without `models.convolutions`.
+`flax` has XLA's own convolutions on every platform, as one gets without `models.convolutions`;
+`without-shifts`, `without-products` and `without-patches` have them for depthwise, 1x1 and stem
+convolutions alone.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,7 +23,7 @@ import numpy as np
 
 from effnetv2_jax.benchmark.protocol import Program, Work, serve
 from effnetv2_jax.losses import Loss
-from effnetv2_jax.models import convolutions, layers
+from effnetv2_jax.models import convolutions
 from effnetv2_jax.models.efficientnet import create_model
 from effnetv2_jax.optimizers import make_optimizer
 from effnetv2_jax.parallel import AXIS, parallel_train_step
@@ -36,7 +38,7 @@ NUM_CLASSES = 1000
 
 def prepare(name: str, work: Work) -> Program:
     """The program of that name, compiled."""
-    with _plain() if name == "flax" else contextlib.nullcontext():
+    with _without(_LOWERINGS.get(name, ())):
         run = _WORK[work.kind](work)
         run(2)
     device = jax.local_devices()[0]
@@ -50,23 +52,34 @@ def prepare(name: str, work: Work) -> Program:
     )
 
 
-@contextlib.contextmanager
-def _plain() -> Iterator[None]:
-    """Within it, networks are traced as one would write them with Flax alone."""
+# Program -> what of `models.convolutions` it does without.
+_LOWERINGS = {
+    "without-shifts": ("_as_shifted_products",),
+    "without-products": ("_as_matrix_product",),
+    "without-patches": ("_as_product_of_patches",),
+    "flax": ("_as_shifted_products", "_as_matrix_product", "_as_product_of_patches"),
+}
 
-    def convolution(
-        images: jax.Array, kernel: jax.Array, *, stride: int, groups: int, padding: str = "same"
+
+@contextlib.contextmanager
+def _without(lowerings: Sequence[str]) -> Iterator[None]:
+    """Within it, networks are traced with XLA's convolutions in place of those formulations."""
+
+    def by_xla(
+        images: jax.Array, kernel: jax.Array, stride: int, pads: convolutions.Pads
     ) -> jax.Array:
         return jax.lax.conv_general_dilated(
             images,
             kernel,
             window_strides=(stride, stride),
-            padding="SAME",
+            padding=pads or "VALID",
             dimension_numbers=convolutions.DIMENSION_NUMBERS,
-            feature_group_count=groups,
+            feature_group_count=images.shape[-1] // kernel.shape[2],
         )
 
-    with mock.patch.object(layers, "convolution", convolution):
+    with contextlib.ExitStack() as stack:
+        for lowering in lowerings:
+            stack.enter_context(mock.patch.object(convolutions, lowering, by_xla))
         yield
 
 

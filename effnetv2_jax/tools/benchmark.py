@@ -2,10 +2,11 @@
 
 The word says what is timed: `train` (a whole step), `inference`, `input` (JPEG files to augmented
 batches), `predict` (JPEG files to classes) or `startup`.
-`--against=timm,torchvision,keras-tf,keras-jax,timm-compile,flax` runs others
-on the same work. Every program has a process of its own, all are pinned to the same cores, and they
-run in turn while the others stand still, so a machine whose speed drifts treats all alike: trust
-the ratios. Exit status: 0 done, 1 a program could not run (its line says why), 2 bad input.
+`--against=timm,timm-compile,torchvision,keras-tf,keras-jax` runs others on the same work, and
+`flax` or `without-...` this project without what makes it fast. Every program has a process of
+its own, all are pinned to the same cores, and they run in turn while the others stand still, so a
+machine whose speed drifts treats all alike: trust the ratios. Exit status: 0 done, 1 a program
+could not run (its line says why), 2 bad input.
 """
 
 from __future__ import annotations
@@ -36,10 +37,15 @@ from effnetv2_jax.huge_pages import environment_with_huge_pages
 FLAGS = flags.FLAGS
 
 WORKS = ("train", "inference", "input", "predict", "startup")
+WITHOUT_HUGE_PAGES = "without-huge-pages"
 # Program -> the module that runs it, and whether that needs the interpreter of the others.
 _MODULES = {
     "ours": ("effnetv2_jax.benchmark.ours", False),
     "flax": ("effnetv2_jax.benchmark.ours", False),
+    "without-shifts": ("effnetv2_jax.benchmark.ours", False),
+    "without-products": ("effnetv2_jax.benchmark.ours", False),
+    "without-patches": ("effnetv2_jax.benchmark.ours", False),
+    WITHOUT_HUGE_PAGES: ("effnetv2_jax.benchmark.ours", False),
     "timm": ("effnetv2_jax.benchmark.peer_pytorch", True),
     "timm-compile": ("effnetv2_jax.benchmark.peer_pytorch", True),
     "torchvision": ("effnetv2_jax.benchmark.peer_pytorch", True),
@@ -112,9 +118,9 @@ class Runner:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # All as `main` starts.
             env={
-                **(environment_with_huge_pages() or os.environ),
+                # As `main` starts, but for one.
+                **(environment_with_huge_pages(name != WITHOUT_HUGE_PAGES) or os.environ),
                 "PYTHONPATH": str(_PACKAGES),
                 "OMP_NUM_THREADS": number,
                 "MKL_NUM_THREADS": number,

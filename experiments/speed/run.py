@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from effnetv2_jax.benchmark.protocol import Work
-from effnetv2_jax.tools.benchmark import Result, compare, format_results, startup
+from effnetv2_jax.tools.benchmark import PEERS, Result, compare, format_results, startup
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER))
@@ -39,7 +39,7 @@ TPU_RESULTS = FOLDER.parent / "tpu_compile" / "results.csv"
 GROWTH_PLOT = FOLDER / "growth.png"
 PHOTOGRAPHS = FOLDER.parents[1] / ".cache" / "photographs"
 
-TOPICS = ("train", "inference", "predict", "input", "generation", "growth")
+TOPICS = ("train", "inference", "optimisations", "predict", "input", "generation", "growth")
 RUNS = ("startup", "progressive")
 _PYTORCH = ("timm", "torchvision")
 # What is slow to start is compared where a step is short.
@@ -118,6 +118,9 @@ def pieces(threads: int) -> Iterator[Piece]:
         (_M, 480, 1, _PYTORCH),
     ):
         yield Piece("inference", 1.2, work("inference", variant, size, batch), others)
+    for kind, variant, size, batch in (("train", _S, 128, 8), ("inference", _B0, 224, 16)):
+        without = tuple(name for name in PEERS if name.startswith("without-"))
+        yield Piece("optimisations", 0.0, work(kind, variant, size, batch), without)
     for magnitude in (15.0, None):
         for size in _STAGE_SIZES if magnitude else (300,):
             images = work(
@@ -243,6 +246,8 @@ def comparison_table(rows: Sequence[dict[str, str]], topic: str) -> str:
     for group in _pieces_of(rows, topic).values():
         for row in group:
             what = f"{row['variant'] or 'JPEG files'}, {row['image_size']} px, {row['batch_size']}"
+            if topic == "optimisations":
+                what = f"{row['kind']}, {what}"
             if topic == "input":
                 what += " RandAugment" if "magnitude 15" in row["name"] else " without RandAugment"
             is_ours = row["program"] == "ours"
@@ -393,7 +398,7 @@ def tables(rows: Sequence[dict[str, str]]) -> dict[str, str]:
     """Each table of README by the name of its marks; the last row's host is the one they are of."""
     here = [row for row in rows if row["host"] == rows[-1]["host"]]
     others = [row for row in rows if row["host"] != rows[-1]["host"]]
-    compared = ("train", "inference", "predict", "input")
+    compared = ("train", "inference", "optimisations", "predict", "input")
     return {
         **{topic: comparison_table(here, topic) for topic in compared},
         "generation": generation_table(here),
