@@ -17,8 +17,12 @@ def host() -> str:
 
 
 def commit() -> str:
-    """Of the code that ran, `-dirty` if files had been changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    return subprocess.run(
-        command, cwd=_REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    """Of the code that ran, `-dirty` if the package was changed since."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=_REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    is_changed = git("status", "--porcelain", "--", "effnetv2_jax")
+    return git("rev-parse", "--short=10", "HEAD") + ("-dirty" if is_changed else "")
