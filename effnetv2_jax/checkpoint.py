@@ -22,7 +22,7 @@ from absl import logging
 from etils import epath
 
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.parallel import to_host, wait_for_all_processes
+from effnetv2_jax.parallel import sum_over_processes, to_host, wait_for_all_processes
 from effnetv2_jax.paths import absolute, files_below
 
 CHECKSUMS = "checksums.json"
@@ -108,15 +108,24 @@ class Checkpoints:
 
         Raises:
           InputError: there are checkpoints and none is whole.
+          OSError: some processes can read one and others cannot.
         """
         steps = self.steps()
         damaged = []
         for step in reversed(steps):
             path = self.directory / str(step)
+            reason = ""
             try:
                 state = read_checkpoint(path, template)
             except (OSError, ValueError, KeyError, TypeError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if sum_over_processes(int(not reason)) % jax.process_count():
+                # Not damaged, then, and going on from different steps would never end.
+                raise OSError(
+                    f"checkpoint {path} can be read by some processes alone"
+                    f"{f', not by this one ({reason})' if reason else ''}: start again."
+                )
+            if reason:
                 damaged.append(f"{step} ({reason})")
                 logging.warning("Checkpoint %s is damaged: %s", path, reason)
                 continue

@@ -93,6 +93,15 @@ def _check_config_file(argument: str) -> None:
         raise InputError(f"config file {path!r} does not exist: name one, as configs/s.py.")
 
 
+def check_output_file(path: str) -> None:
+    """Raises `InputError` unless a file can be at `path`, in which `~` is the home folder."""
+    file = Path(path).expanduser().absolute()
+    if not file.parent.is_dir():
+        raise InputError(f"the folder of {path!r} does not exist: make it first.")
+    if file.is_dir():
+        raise InputError(f"{path!r} is a folder: name a file.")
+
+
 def fail(error: BaseException) -> NoReturn:
     """Prints a mistake as one line and exits with status 2."""
     tell(error)

@@ -52,6 +52,11 @@ class Compilation(Generic[Result]):
             self.seconds = time.monotonic() - begun
             self._future.set_result(result)
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What `wait` raises, if that is known already."""
+        return self._future.exception() if self._future.done() else None
+
     def wait(self) -> Result:
         """The result, as soon as there is one."""
         begun = time.monotonic()
@@ -65,11 +70,14 @@ class BackgroundCompiler:
     """Compiles on a thread of its own, in the order of `submit`.
 
     The order is the same on every process, which compilers that talk to each other rely on.
+
+    Attributes:
+      is_closed: whether nothing more is wanted; a task that has several parts ends before the next.
     """
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._is_closed = False
+        self.is_closed = False
         self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
         self._thread.start()
 
@@ -84,12 +92,12 @@ class BackgroundCompiler:
 
         XLA aborts a process that ends while it compiles.
         """
-        self._is_closed = True
+        self.is_closed = True
         self._tasks.put(lambda: None)
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._is_closed:
+        while not self.is_closed:
             self._tasks.get()()
 
 
@@ -119,7 +127,8 @@ class StagePrograms:
       stages: in order.
       fits: what to try for each stage.
       mapped_step: the mapped train step in a setting; the same object for the same setting.
-      evaluate: compiles the evaluation of (state, image size, shape of an example's label).
+      evaluate: compiles the evaluation of (state, image size, shape of an example's label), or
+        raises `DoesNotFit`.
       evaluation_sizes: the image sizes of the evaluations in a stage.
 
     Attributes:
@@ -187,6 +196,13 @@ class StagePrograms:
             evaluation.wait()
             self.waited += evaluation.waited - before
 
+    def raise_failures(self) -> None:
+        """Raises what a program for later is known to fail with, before it is needed."""
+        compilations: list[Compilation[Any]] = [*self._steps.values(), *self._evaluations.values()]
+        for compilation in compilations:
+            if compilation.failure is not None:
+                raise compilation.failure
+
     def close(self) -> None:
         """Compiles nothing more."""
         self._compiler.close()
@@ -202,9 +218,17 @@ class StagePrograms:
         if size not in self._evaluations:
             state, batch, *_ = arguments
             label_shape = batch["label"].shape[2:]
-            self._evaluations[size] = self._compiler.submit(
-                lambda: self._evaluate(state, size, label_shape)
-            )
+
+            def compile_evaluation() -> None:
+                try:
+                    self._evaluate(state, size, label_shape)
+                except DoesNotFit as error:
+                    raise InputError(
+                        f"the evaluation at {size} px does not fit into a device's memory "
+                        f"({error}): use more devices or a smaller eval.batch_size."
+                    ) from error
+
+            self._evaluations[size] = self._compiler.submit(compile_evaluation)
 
     def _compile_step(self, stage: Stage, arguments: tuple[Any, ...]) -> tuple[Fit, Any]:
         state, batch, *rest = arguments
@@ -213,6 +237,8 @@ class StagePrograms:
         batch = {**batch, "image": images}
 
         def compile_fit(fit: Fit) -> Any:
+            if self._compiler.is_closed:
+                raise RuntimeError("the run ends")  # Nobody waits for it.
             step = self._mapped_step(fit)
             lowered = step.lower(state, batch, *rest)
             compile_within(lowered, self._fits.limit)

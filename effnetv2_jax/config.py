@@ -143,9 +143,12 @@ def base_config() -> ConfigDict:
     return config.lock()
 
 
-# A resumed run may change these: they move no bit of the training.
+# A resumed run may change these: they move no bit of the training, but for rounding.
 RESUMABLE_CHANGES = (
     "parallel",
+    # Sums in another order, as on another number of devices.
+    "memory.micro_batches",
+    "memory.remat_groups",
     "data.data_dir",
     "on_corrupt",  # A run that met no such image yet is the same with either.
     "eval.every_epochs",

@@ -11,6 +11,7 @@ import numpy as np
 from effnetv2_jax.data.pipeline import check_evaluation, eval_batches
 from effnetv2_jax.data.sources import Source
 from effnetv2_jax.losses import Loss
+from effnetv2_jax.memory import compile_within
 from effnetv2_jax.parallel import AXIS, parallel_eval_step, split_batch, sum_over_processes
 from effnetv2_jax.steps import make_eval_step
 
@@ -71,7 +72,12 @@ class Evaluator:
         self._batches: dict[tuple[str, int], Any] = {}
 
     def compile(
-        self, variables: dict[str, Any], image_size: int, label_shape: tuple[int, ...] = ()
+        self,
+        variables: dict[str, Any],
+        image_size: int,
+        label_shape: tuple[int, ...] = (),
+        *,
+        limit: int | None = None,
     ) -> None:
         """Compiles the evaluation of one image size, which otherwise its first call does.
 
@@ -79,6 +85,10 @@ class Evaluator:
           variables: {'params', 'batch_stats'}, as `parallel.stand_in` has them.
           image_size: side of the square images, pixels.
           label_shape: of one example: () or (max_labels,).
+          limit: bytes of a device's memory; None: unknown.
+
+        Raises:
+          DoesNotFit: it needs more memory than a device has.
         """
         count = self._batch_arguments["batch_size"] // jax.process_count()
         batch = {
@@ -86,7 +96,7 @@ class Evaluator:
             "label": np.zeros((count, *label_shape), np.int32),
             "mask": np.zeros(count, np.float32),
         }
-        self._step.lower(variables, split_batch(batch)).compile()
+        compile_within(self._step.lower(variables, split_batch(batch)), limit)
 
     def __call__(
         self, split: str, variables: Mapping[str, dict[str, Any]], image_size: int

@@ -16,22 +16,27 @@ TUNABLE = "glibc.malloc.hugetlb"
 _KERNEL_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def environment_with_huge_pages(on: bool = True) -> dict[str, str] | None:
+def environment_with_huge_pages() -> dict[str, str] | None:
     """The environment that a process has to start with, or None where nothing is to be gained.
 
     That is: another C library, a kernel that never gives huge pages or always does, or a choice
     that the user has made in `GLIBC_TUNABLES`.
-
-    Args:
-      on: whether the process is to have huge pages; False makes that choice for it.
     """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if TUNABLE in tunables or not _has_tunable() or "[madvise]" not in _kernel_setting():
+    if TUNABLE in os.environ.get("GLIBC_TUNABLES", ""):
         return None
-    return {
-        **os.environ,
-        "GLIBC_TUNABLES": ":".join(filter(None, (tunables, f"{TUNABLE}={int(on)}"))),
-    }
+    if not _has_tunable() or "[madvise]" not in _kernel_setting():
+        return None
+    return _environment(f"{TUNABLE}=1")
+
+
+def environment_without_huge_pages() -> dict[str, str]:
+    """The environment in which a command of ours stays without them."""
+    return _environment(f"{TUNABLE}=0")
+
+
+def environment_without_choice() -> dict[str, str]:
+    """The environment in which a command of ours decides anew."""
+    return _environment()
 
 
 def restart_with_huge_pages() -> None:
@@ -41,10 +46,17 @@ def restart_with_huge_pages() -> None:
     takes time.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    is_command = spec is not None and spec.name.partition(".")[0] == __package__
+    # Not where another program, as a notebook's kernel, runs the module within itself.
+    is_command = spec is not None and ["-m", spec.name] == sys.orig_argv[1:3]
     environment = environment_with_huge_pages()
     if is_command and environment is not None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _environment(*choice: str) -> dict[str, str]:
+    tunables = os.environ.get("GLIBC_TUNABLES", "").split(":")
+    others = [tunable for tunable in tunables if tunable and not tunable.startswith(TUNABLE)]
+    return {**os.environ, "GLIBC_TUNABLES": ":".join((*others, *choice))}
 
 
 def _has_tunable() -> bool:

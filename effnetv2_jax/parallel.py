@@ -242,6 +242,14 @@ def wait_for_all_processes(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def smallest_over_processes(number: int | None) -> int | None:
+    """The smallest of every process's number, all of which call it; None if one has none."""
+    if jax.process_count() == 1:
+        return number
+    smallest = int(np.min(multihost_utils.process_allgather(np.int64(number or 0))))
+    return smallest or None
+
+
 def sum_over_processes(count: int) -> int:
     """The sum of every process's number; all of them have to call it."""
     if jax.process_count() == 1:

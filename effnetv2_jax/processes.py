@@ -181,11 +181,14 @@ def _recognised_processes() -> int:
 
 @contextlib.contextmanager
 def _giving_up_after(seconds: float, sentence: str) -> Iterator[None]:
-    """Ends this process with a sentence and status 2 if the block takes longer."""
+    """Ends this process with a sentence if the block takes longer.
+
+    The status says that a later start may succeed (sysexits.h): a host may only be late.
+    """
 
     def give_up() -> None:
         command_line.tell(InputError(sentence))
-        os._exit(2)
+        os._exit(os.EX_TEMPFAIL)
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True

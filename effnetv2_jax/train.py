@@ -47,6 +47,7 @@ from effnetv2_jax.parallel import (
     check_form,
     parallel_train_step,
     replicate,
+    smallest_over_processes,
     split_batch,
     stand_in,
 )
@@ -182,6 +183,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             class_names=dataset.class_names,
         )
 
+    limit = smallest_over_processes(device_limit(jax.local_devices()[0]))
+    fits = planned_fits(config, plan, model, jax.device_count(), limit, path / "fits.json")
     open_workdir(path, config, plan, dataset.class_names)
     keep_compilations(str(path / "compilation_cache"))
     counts = CompilationCounts()
@@ -215,8 +218,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         logging.info("The run in %s is complete: %d steps are done.", path, step)
         return _last_evaluation(history)
 
-    limit = device_limit(jax.local_devices()[0])
-
     @functools.cache
     def mapped_step(fit: Fit) -> Any:
         step = planned_train_step(config, plan, model, optimizer, loss, fit)
@@ -224,9 +225,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
 
     programs = StagePrograms(
         plan.stages,
-        fits=planned_fits(config, plan, model, jax.device_count(), limit, path / "fits.json"),
+        fits=fits,
         mapped_step=mapped_step,
-        evaluate=lambda state, *of: evaluator.compile(variables_of(state), *of),
+        evaluate=lambda state, *of: evaluator.compile(variables_of(state), *of, limit=limit),
         evaluation_sizes=functools.partial(evaluation_sizes, config),
     )
     state, key = replicate(state), replicate(key)
@@ -293,6 +294,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
             saves = is_last or stop_signum or step % plan.checkpoint_every_steps == 0
             if step % config.log_every_steps == 0 or is_last:
                 unreported = (step, stage, metrics)
+                programs.raise_failures()
             if not (evaluates or saves):
                 continue
             if unreported is not None:

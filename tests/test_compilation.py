@@ -35,7 +35,7 @@ def backend_compilations():
     jax.monitoring.clear_event_listeners()
 
 
-def programs(stages=STAGES, evaluated=None, mapped_step=None, **fits):
+def programs(stages=STAGES, evaluated=None, mapped_step=None, evaluate=None, **fits):
     @functools.cache
     def mapped(fit):
         return parallel_train_step(train_step(tiny_model(), micro_batches=fit.micro_batches))
@@ -45,7 +45,8 @@ def programs(stages=STAGES, evaluated=None, mapped_step=None, **fits):
         stages,
         fits=Fits(tiny_model(), per_device=2, num_stages=len(stages), **{"limit": None} | fits),
         mapped_step=mapped_step or mapped,
-        evaluate=lambda state, size, label_shape: evaluated.append((size, label_shape)),
+        evaluate=evaluate
+        or (lambda state, size, label_shape: evaluated.append((size, label_shape))),
         evaluation_sizes=lambda stage: (32, stage.image_size),
     )
 
@@ -132,6 +133,65 @@ def test_what_fits_nowhere_is_one_sentence():
     ahead = programs(mapped_step=lambda fit: TooLarge(), limit=1)
     with pytest.raises(InputError, match=r"the train step for 16 px does not fit.*2 of 1 bytes"):
         ahead.enter(STAGES[0], stand_in(arguments(16)))
+
+
+def test_what_later_stages_need_fails_before_they_begin():
+    """The next stage's step, and the evaluation, which is not of the batch's size."""
+
+    class Step:
+        def __init__(self, fit):
+            pass
+
+        def lower(self, state, batch, *_):
+            if batch["image"].shape[2] == 24:
+                raise DoesNotFit("2 of 1 bytes", 2)
+            return jax.jit(lambda: 1).lower()
+
+    ahead = programs(mapped_step=Step)
+    ahead.enter(STAGES[0], stand_in(arguments(16)))
+    ahead.wait_for_evaluation(STAGES[0])
+    with pytest.raises(InputError, match="the train step for 24 px does not fit"):
+        _raise_once_known(ahead)
+
+    def evaluate(state, size, label_shape):
+        raise DoesNotFit("4 of 3 bytes", 4)
+
+    ahead = programs(mapped_step=Step, evaluate=evaluate)
+    ahead.enter(STAGES[0], stand_in(arguments(16)))
+    with pytest.raises(InputError, match=r"evaluation at 32 px does not fit.*smaller eval.batch"):
+        _raise_once_known(ahead)
+
+
+def _raise_once_known(ahead):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        ahead.raise_failures()
+        time.sleep(0.01)
+
+
+def test_a_run_that_ends_tries_no_further_settings():
+    tried = []
+    is_tried = threading.Event()
+    may_go_on = threading.Event()
+
+    class Step:
+        def __init__(self, fit):
+            self.fit = fit
+
+        def lower(self, state, batch, *_):
+            if batch["image"].shape[2] == 16:
+                return jax.jit(lambda: 1).lower()
+            tried.append(self.fit)
+            is_tried.set()
+            assert may_go_on.wait(20)
+            raise DoesNotFit("too large", 0)
+
+    ahead = programs(mapped_step=Step, limit=2**30)
+    ahead.enter(STAGES[0], stand_in(arguments(16)))
+    assert is_tried.wait(20)
+    threading.Timer(0.2, may_go_on.set).start()
+    ahead.close()
+    assert tried == [Fit()]
 
 
 def test_settings_are_tried_until_one_fits_and_not_again_at_the_next_start(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -38,8 +39,13 @@ def test_other_tunables_and_variables_stay(system, monkeypatch):
         "GLIBC_TUNABLES": "glibc.malloc.check=0:glibc.malloc.hugetlb=1",
     }
     assert environment["ANOTHER"] == "value"
-    without = huge_pages.environment_with_huge_pages(on=False)
+
+
+def test_a_choice_is_replaced(system):
+    system(tunables="glibc.malloc.hugetlb=1:glibc.malloc.check=0")
+    without = huge_pages.environment_without_huge_pages()
     assert without["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=0"
+    assert huge_pages.environment_without_choice()["GLIBC_TUNABLES"] == "glibc.malloc.check=0"
 
 
 @pytest.mark.parametrize(
@@ -65,8 +71,19 @@ def test_a_kernel_without_the_setting(system, monkeypatch, tmp_path):
 
 
 def test_only_commands_start_again(system, monkeypatch):
-    monkeypatch.setattr(os, "execve", lambda *arguments: pytest.fail("restarted"))
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
     huge_pages.restart_with_huge_pages()  # The main module is pytest's.
+    # As `%run -m` of a notebook has it: the module is the main one, and the process another's.
+    spec = importlib.util.find_spec("effnetv2_jax.main")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    huge_pages.restart_with_huge_pages()
+    assert started == []
+    command = ["-m", "effnetv2_jax.main", "--config=c.py"]
+    monkeypatch.setattr(sys, "orig_argv", ["python", *command])
+    huge_pages.restart_with_huge_pages()
+    ((program, arguments, _),) = started
+    assert (program, arguments) == (sys.executable, [sys.executable, *command])
 
 
 @pytest.mark.skipif(

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effnetv2_jax.benchmark.protocol import Program, Work, serve
+from effnetv2_jax.benchmark.protocol import Program, Work, image_paths, serve
 from effnetv2_jax.losses import Loss
 from effnetv2_jax.models import convolutions
 from effnetv2_jax.models.efficientnet import create_model
@@ -148,7 +148,7 @@ def _prediction(work: Work) -> Callable[[int], None]:
         jax.random.PRNGKey(0), jnp.zeros((1, work.image_size, work.image_size, 3))
     )
     predictor = Predictor((model, variables, spec), batch_size=work.batch_size)
-    paths = itertools.cycle(sorted(Path(work.folder).glob("*/*.jp*g")))
+    paths = itertools.cycle(image_paths(work))
 
     def run(repetitions: int) -> None:
         for prediction in predictor.predict(
@@ -169,6 +169,7 @@ def _input(work: Work) -> Callable[[int], None]:
     from effnetv2_jax.data.datasets import load_dataset
     from effnetv2_jax.data.pipeline import train_batches
 
+    image_paths(work)
     # Half of the files are held out, as a data set must have some of either kind.
     dataset = load_dataset(f"folder:{Path(work.folder).absolute()}", eval_fraction=0.5)
     batches = train_batches(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
-from effnetv2_jax.benchmark.protocol import Program, Unavailable, Work, serve
+from effnetv2_jax.benchmark.protocol import Program, Unavailable, Work, image_paths, serve
 
 _DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -143,9 +142,11 @@ def _input(name: str, work: Work) -> Callable[[int], None]:
 
 def _batches(work: Work, load: Callable[[str], Any]) -> Iterator[tuple[Any, Any]]:
     """Batches of (images, labels) without end, by as many workers as threads."""
-    paths = sorted(map(str, Path(work.folder).glob("*/*.jp*g")))
     loader = torch.utils.data.DataLoader(
-        _Files(paths, load), batch_size=work.batch_size, num_workers=work.threads, prefetch_factor=2
+        _Files(image_paths(work), load),
+        batch_size=work.batch_size,
+        num_workers=work.threads,
+        prefetch_factor=2,
     )
     return iter(loader)
 

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -70,6 +71,18 @@ class Program:
 
 class Unavailable(Exception):
     """A program cannot do a kind of work; the message says why."""
+
+
+def image_paths(work: Work) -> list[str]:
+    """The JPEG files of a work's folder, sorted.
+
+    Raises:
+      Unavailable: there are none.
+    """
+    paths = sorted(map(str, Path(work.folder).glob("*/*.jp*g")))
+    if not paths:
+        raise Unavailable(f"there are no JPEG files as {work.folder}/CLASS/*.jpg")
+    return paths
 
 
 def serve(prepare: Callable[[str, Work], Program]) -> None:

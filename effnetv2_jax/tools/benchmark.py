@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +32,11 @@ from absl import flags
 from effnetv2_jax import command_line
 from effnetv2_jax.benchmark.protocol import Unavailable, Work
 from effnetv2_jax.errors import InputError, unknown_name
-from effnetv2_jax.huge_pages import environment_with_huge_pages
+from effnetv2_jax.huge_pages import (
+    environment_with_huge_pages,
+    environment_without_choice,
+    environment_without_huge_pages,
+)
 
 FLAGS = flags.FLAGS
 
@@ -119,8 +123,7 @@ class Runner:
             stdout=subprocess.PIPE,
             text=True,
             env={
-                # As `main` starts, but for one.
-                **(environment_with_huge_pages(name != WITHOUT_HUGE_PAGES) or os.environ),
+                **_environment(name),
                 "PYTHONPATH": str(_PACKAGES),
                 "OMP_NUM_THREADS": number,
                 "MKL_NUM_THREADS": number,
@@ -129,10 +132,13 @@ class Runner:
             },
             start_new_session=True,  # Its workers are stopped with it.
         )
-        self.facts = self._ask({"cores": list(cores), "work": dataclasses.asdict(work)})
-        if "refused" in self.facts:
+        try:
+            self.facts = self._ask({"cores": list(cores), "work": dataclasses.asdict(work)})
+            if "refused" in self.facts:
+                raise Unavailable(self.facts["refused"])
+        except BaseException:
             self.close()
-            raise Unavailable(self.facts["refused"])
+            raise
         self._send(signal.SIGSTOP)
 
     def seconds(self, repetitions: int) -> float:
@@ -178,6 +184,13 @@ class Runner:
         self.close()
 
 
+def _environment(program: str) -> Mapping[str, str]:
+    """As `main` starts, but for the program that shows what that gains."""
+    if program == WITHOUT_HUGE_PAGES:
+        return environment_without_huge_pages()
+    return environment_with_huge_pages() or os.environ
+
+
 def compare(
     work: Work,
     peers: Sequence[str] = (),
@@ -203,12 +216,14 @@ def compare(
       The results, this project first.
 
     Raises:
-      InputError: a peer has an unknown name, or its interpreter is not there.
+      InputError: a peer has an unknown name or is named twice, or its interpreter is not there.
       Unavailable: this project cannot do it.
     """
     for name in peers:
         if name not in PEERS:
             raise unknown_name("peer", name, PEERS)
+        if list(peers).count(name) > 1:
+            raise InputError(f"peer {name!r} is named twice: name each once.")
         # Before anything takes minutes to compile.
         if _MODULES[name][1] and shutil.which(python) is None:
             raise InputError(f"the peers' Python {python!r} does not exist: give --peer_python.")
@@ -325,7 +340,9 @@ def startup(runs: int = 5) -> Iterator[Startup]:
             "import effnetv2_jax (without TensorFlow)": ["-c", _IMPORT],
         }
         for what, command in commands.items():
-            yield _timed(what, [_seconds_of(command) for _ in range(runs + 1)][1:])
+            # absl's --help exits with 1.
+            status = int("--help" in command)
+            yield _timed(what, [_seconds_of(command, status) for _ in range(runs + 1)][1:])
         config = _PACKAGES / "configs" / "digits.py"
         if not config.is_file():
             return
@@ -343,16 +360,19 @@ def _timed(what: str, taken: Sequence[float]) -> Startup:
     return Startup(what, statistics.median(taken), min(taken), max(taken))
 
 
-def _environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(_PACKAGES), **more}
+def _environment_of_a_user(**more: str) -> dict[str, str]:
+    return {**environment_without_choice(), "PYTHONPATH": str(_PACKAGES), **more}
 
 
-def _seconds_of(command: Sequence[str]) -> float:
+def _seconds_of(command: Sequence[str], status: int) -> float:
     begun = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *command], env=_environment(), stdout=subprocess.DEVNULL, check=False
+        [sys.executable, *command],
+        env=_environment_of_a_user(),
+        stdout=subprocess.DEVNULL,
+        check=False,
     )
-    if done.returncode not in (0, 1):  # absl's --help exits with 1.
+    if done.returncode != status:
         raise InputError(f"`python {' '.join(command)}` failed with status {done.returncode}.")
     return time.perf_counter() - begun
 
@@ -363,7 +383,9 @@ def _first_step(config: Path, workdir: str, cache: str | None) -> float:
     command += [f"--workdir={workdir}", "--config.log_every_steps=1"]
     more = {"JAX_COMPILATION_CACHE_DIR": cache} if cache else {}
     begun = time.perf_counter()
-    process = subprocess.Popen(command, env=_environment(**more), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=_environment_of_a_user(**more), stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
@@ -419,8 +441,12 @@ def main(arguments: list[str]) -> int:
     (kind,) = arguments
     if kind not in WORKS:
         raise unknown_name("kind of work", kind, WORKS)
-    if FLAGS.json and not Path(FLAGS.json).expanduser().absolute().parent.is_dir():
-        raise InputError(f"the folder of {FLAGS.json!r} does not exist: make it first.")
+    # What is timed stands still most of the time, and must not outlive this process.
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # As under nohup.
+            signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
+    if FLAGS.json:
+        command_line.check_output_file(FLAGS.json)
     if kind == "startup":
         rows: list[Any] = []
         for row in startup(FLAGS.runs):
@@ -473,7 +499,9 @@ def main(arguments: list[str]) -> int:
 def _write(rows: Sequence[Any], work: dict[str, Any]) -> int:
     if FLAGS.json:
         found = {"work": work, "results": [dataclasses.asdict(row) for row in rows]}
-        Path(FLAGS.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        Path(FLAGS.json).expanduser().write_text(
+            json.dumps(found, indent=1) + "\n", encoding="utf-8"
+        )
     return 0
 
 

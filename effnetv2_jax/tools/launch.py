@@ -5,9 +5,9 @@
 
 What follows `--` goes to `effnetv2_jax.main`. One process drives all devices of a machine, so on
 each machine of a pod the first form is enough. When a process dies the others end within seconds;
-then all are started again, or the launcher ends with the same exit status. SIGTERM and SIGINT are
-passed on once: the run saves a checkpoint and stops. Exit status: 0 complete, 2 bad input, 128 + N
-stopped by signal N, else the status of the process that died.
+then all are started again, or the launcher ends with the same exit status. SIGTERM, SIGINT and the
+end of the terminal are passed on once: the run saves a checkpoint and stops. Exit status: 0
+complete, 2 bad input, 128 + N stopped by signal N, else the status of the process that died.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ class Launcher:
                     start_new_session=True,
                 )
                 self._processes.append(process)
+                if self._signals:  # It came before this process could hear it.
+                    process.terminate()
                 if index:
                     assert process.stderr is not None
                     printers.append(_print_with_prefix(f"[{index}] ", process.stderr))
@@ -157,11 +159,16 @@ class Launcher:
         def pass_on(signum: int, frame: Any) -> None:
             del frame
             self._signals += 1
+            # A closed terminal stops a run as SIGTERM does.
+            first = signal.SIGTERM if signum == signal.SIGHUP else signum
             for process in self._processes:
                 # Whoever asks twice does not want to wait for a checkpoint.
-                process.send_signal(signum if self._signals == 1 else signal.SIGKILL)
+                process.send_signal(first if self._signals == 1 else signal.SIGKILL)
 
-        earlier = {s: signal.signal(s, pass_on) for s in (signal.SIGTERM, signal.SIGINT)}
+        signals = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # As under nohup.
+            signals.append(signal.SIGHUP)
+        earlier = {s: signal.signal(s, pass_on) for s in signals}
         try:
             yield
         finally:

@@ -298,8 +298,10 @@ def run_steps(config: ConfigDict, topology: str) -> list[RunStep]:
 
     per_core = config.batch_size // num_devices
     eval_per_core, eval_size = -(-config.eval.batch_size // num_devices), config.eval.image_size
-    evaluations = plan.total_steps // plan.eval_every_steps
-    eval_steps = evaluations * -(-plan.num_eval_examples // (eval_per_core * num_devices))
+    # Of the weights and of their average, on every split; a stage's end may add one.
+    splits = filter(None, (plan.num_eval_examples, config.data.minival_examples))
+    batches = sum(-(-examples // (eval_per_core * num_devices)) for examples in splits)
+    eval_steps = 2 * batches * (plan.total_steps // plan.eval_every_steps)
     return [
         # Its numbers are of a step, not of an image.
         RunStep("update", 0, 0, 1, 0, [Fit()], lower_update),
@@ -569,9 +571,9 @@ def main(arguments: list[str]) -> int:
     # On a TPU machine the devices stay free for a run.
     os.environ["JAX_PLATFORMS"] = "cpu"
     for path in filter(None, (FLAGS.results, FLAGS.json)):
-        if not Path(path).expanduser().absolute().parent.is_dir():
-            raise InputError(f"the folder of {path!r} does not exist: make it first.")
-    known = read_rows(FLAGS.results) if FLAGS.results else []
+        command_line.check_output_file(path)
+    results = Path(FLAGS.results).expanduser() if FLAGS.results else None
+    known = read_rows(results) if results else []
     rows: list[Row] = []
     for row in compile_steps(FLAGS.config, FLAGS.topology, known=known):
         rows.append(row)
@@ -582,21 +584,25 @@ def main(arguments: list[str]) -> int:
             + f", compiled in {row.compile_seconds:.0f} s",
             file=sys.stderr,
         )
-        if FLAGS.results and row.identity not in {old.identity for old in known}:
-            _append(Path(FLAGS.results), row)
+        if results and row.identity not in {old.identity for old in known}:
+            _append(results, row)
     rows = chosen_rows(rows)
     print(format_rows(rows))
     if FLAGS.json:
-        Path(FLAGS.json).write_text(
+        Path(FLAGS.json).expanduser().write_text(
             json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"
         )
     too_large = [row for row in rows if not row.fits]
     if too_large:
         first = too_large[0]
+        remedy = (
+            "eval.batch_size"
+            if first.step == "eval"
+            else "batch_size, or memory.micro_batches=auto"
+        )
         print(
             f"error: the {first.step} step at {first.image_size} px needs {first.memory_gib:.1f} "
-            f"GiB of a core's {first.limit_gib:.0f}: use more cores, a smaller batch_size, or "
-            "memory.micro_batches=auto.",
+            f"GiB of a core's {first.limit_gib:.0f}: use more cores, or a smaller {remedy}.",
             file=sys.stderr,
         )
     return 1 if too_large else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -91,6 +92,8 @@ def test_arithmetic_of_a_step_is_three_times_that_of_a_pass():
 def test_mistakes():
     with pytest.raises(InputError, match="unknown peer 'tim': did you mean timm"):
         compare(WORK, ["tim"])
+    with pytest.raises(InputError, match="peer 'timm' is named twice"):
+        compare(WORK, ["timm", "flax", "timm"])
 
 
 @pytest.fixture
@@ -136,6 +139,8 @@ def test_the_command_line(images, tmp_path):
         (["train", "--variant=efficientnet-s"], "'efficientnet-s'"),
         (["train", "--threads=4096"], "--threads 4096 is more than the"),
         (["train", "--json=nowhere/a.json"], "the folder of 'nowhere/a.json' does not exist"),
+        (["train", "--json=tests"], "'tests' is a folder: name a file"),
+        (["predict", "--images=tests"], "there are no JPEG files as tests/CLASS/*.jpg"),
         (["train", "--against=timm", "--peer_python=nowhere"], "'nowhere' does not exist"),
         ([], "0 arguments are given"),
     ],
@@ -145,6 +150,26 @@ def test_mistakes_on_the_command_line(arguments, says):
     assert done.returncode == 2
     assert says in done.stderr and "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_what_is_timed_ends_with_the_command():
+    """It stands still between its runs, and a signal alone would not end it."""
+    program = (
+        "import sys; from effnetv2_jax.tools import benchmark; "
+        "benchmark._MODULES = {'ours': ('tests.benchmarked', False)}; "
+        "from absl import flags; benchmark._define_flags(); "
+        "flags.FLAGS(['benchmark', '--runs=1000', '--seconds=0.1']); benchmark.main(['train'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while not process.stderr.readline().startswith("[1/"):
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    process.stderr.close()
+    assert children and not any(Path(f"/proc/{child}").exists() for child in children)
 
 
 @pytest.mark.slow

@@ -61,8 +61,15 @@ def test_bad_input_and_a_stop_by_signal_are_final(capfd, status):
     assert "starting again" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_every_process_once(signum):
+@pytest.mark.parametrize(
+    ("signum", "passed_on"),
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGHUP, signal.SIGTERM),  # The terminal was closed.
+    ],
+)
+def test_a_signal_reaches_every_process_once(signum, passed_on):
     """As a terminal's Ctrl-C does, it goes to the launcher's whole process group."""
     program = (
         "import sys; from effnetv2_jax.tools.launch import Launcher; "
@@ -79,10 +86,24 @@ def test_a_signal_reaches_every_process_once(signum):
     lines = [process.stderr.readline(), process.stderr.readline()]
     os.killpg(process.pid, signum)
     lines += process.stderr.readlines()
-    assert process.wait() == 128 + signum
-    received = f"received [{int(signum)}]"
+    assert process.wait() == 128 + passed_on
+    received = f"received [{int(passed_on)}]"
     said = sorted(line.strip() for line in lines)
     assert said == [f"[1] {received}", "[1] waiting", received, "waiting"]
+
+
+def test_a_signal_before_a_process_starts_reaches_it(monkeypatch):
+    launcher = Launcher(["wait"], module="tests.launched")
+    start = subprocess.Popen
+
+    def start_late(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start_late)
+    begun = time.monotonic()
+    assert launcher.run(restarts=2, pause_seconds=0.0) == 128 + signal.SIGTERM
+    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize("arguments", [{"num_processes": 0}, {"devices_per_process": 0}])
