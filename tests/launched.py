@@ -18,12 +18,12 @@ def wait():
     received = []
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda number, frame: received.append(number))
-    print("waiting", file=sys.stderr, flush=True)
+    sys.stderr.write("waiting\n")  # In one piece, also where nothing is buffered.
     deadline = time.monotonic() + 60
     while not received and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)  # For a second one that should not come.
-    print(f"received {received}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"received {received}\n")
     sys.exit(128 + received[0])
 
 
