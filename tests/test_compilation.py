@@ -156,7 +156,7 @@ def test_what_later_stages_need_fails_before_they_begin():
     def evaluate(state, size, label_shape):
         raise DoesNotFit("4 of 3 bytes", 4)
 
-    ahead = programs(mapped_step=Step, evaluate=evaluate)
+    ahead = programs(STAGES[:1], mapped_step=Step, evaluate=evaluate)
     ahead.enter(STAGES[0], stand_in(arguments(16)))
     with pytest.raises(InputError, match=r"evaluation at 32 px does not fit.*smaller eval.batch"):
         _raise_once_known(ahead)
