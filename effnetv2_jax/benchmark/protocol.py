@@ -118,6 +118,7 @@ def serve(prepare: Callable[[str, Work], Program]) -> None:
     _forget_peak()
     for line in sys.stdin:
         repetitions = json.loads(line)["run"]
+        program.run(1)  # What stood still has lost its caches, and its memory to the system.
         begun = time.perf_counter()
         program.run(repetitions)
         seconds = time.perf_counter() - begun

@@ -42,8 +42,6 @@ PHOTOGRAPHS = FOLDER.parents[1] / ".cache" / "photographs"
 TOPICS = ("train", "inference", "optimisations", "predict", "input", "generation", "growth")
 RUNS = ("startup", "progressive")
 _PYTORCH = ("timm", "torchvision")
-# What is slow to start is compared where a step is short.
-_OTHERS = (*_PYTORCH, "timm-compile", "keras-tf", "keras-jax", "flax")
 # Faster at equal accuracy, by the paper (Table 11), and by how much on its V100.
 PAPER_PAIRS = {
     ("efficientnetv2-b0", "efficientnet-b1"): 2.1,
@@ -107,12 +105,12 @@ def pieces(threads: int) -> Iterator[Piece]:
 
     for variant, size, batch, others in (
         (_S, 128, 8, (*_PYTORCH, "keras-tf", "keras-jax", "flax")),
-        (_B0, 192, 16, _OTHERS),
+        (_B0, 192, 16, ("timm", "timm-compile", "keras-tf", "flax")),
         (_S, 224, 4, (*_PYTORCH, "flax")),
     ):
         yield Piece("train", 1.0, work("train", variant, size, batch), others)
     for variant, size, batch, others in (
-        (_B0, 224, 16, _OTHERS),
+        (_B0, 224, 16, ("timm", "timm-compile", "keras-tf", "keras-jax", "flax")),
         (_S, 384, 1, (*_PYTORCH, "keras-tf", "flax")),
         (_S, 384, 16, _PYTORCH),
         (_M, 480, 1, _PYTORCH),
