@@ -202,6 +202,7 @@ def test_harmless_changes_are_accepted(straight_run):
     config = get_config()
     config.checkpoint.keep = 5
     config.log_every_steps = 1
+    config.memory.micro_batches = "1"  # As one does when a stage did not fit.
     train_and_evaluate(config, straight_run[0])
 
 
@@ -221,6 +222,8 @@ def test_harmless_changes_are_accepted(straight_run):
         ("augment.randaug_layers", -1, "randaug_layers -1"),
         ("eval.crop", "squish", "did you mean squash"),
         ("model.dtype", "float8", "dtype"),
+        ("memory.micro_batches", "7", "memory.micro_batches 7 does not divide"),
+        ("memory.remat_groups", "1,2", "names 2 stages of 3"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_no_workdir(tmp_path, key, value, message):
