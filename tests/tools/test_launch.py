@@ -82,6 +82,8 @@ def test_a_signal_reaches_every_process_once(signum, passed_on):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever runs the tests may ignore it, as nohup does.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     lines = [process.stderr.readline(), process.stderr.readline()]
     os.killpg(process.pid, signum)
