@@ -1,7 +1,7 @@
 """Large arrays in large pages.
 
 The C library takes large arrays from the system anew each time, and the system clears them 4 KB
-at a time: on a CPU that is a third of a training step (experiments/speed). Since glibc 2.35 it
+at a time, which takes a good part of a training step on a CPU (experiments/fashion_mnist). Since glibc 2.35 it
 can ask for pages of 2 MB instead, but decides so once, when a process starts.
 """
 

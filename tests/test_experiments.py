@@ -20,6 +20,6 @@ def test_the_tables_of_speed_are_those_of_its_rows():
     page = (EXPERIMENTS / "speed/README.md").read_text(encoding="utf-8")
     script = runpy.run_path(str(EXPERIMENTS / "speed/run.py"))
     tables = script["tables"](script["read"]())
-    assert len(tables) == 11
+    assert len(tables) == 13
     for name, table in tables.items():
         assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in page, name

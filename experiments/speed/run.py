@@ -36,6 +36,8 @@ from provenance import commit, host  # noqa: E402
 RESULTS = FOLDER / "results.csv"
 STARTUP = FOLDER / "startup.csv"
 TPU_RESULTS = FOLDER.parent / "tpu_compile" / "results.csv"
+OPERATIONS = FOLDER / "operations.csv"
+LAYERS = FOLDER / "layers.csv"
 GROWTH_PLOT = FOLDER / "growth.png"
 PHOTOGRAPHS = FOLDER.parents[1] / ".cache" / "photographs"
 
@@ -237,7 +239,10 @@ def _pieces_of(rows: Sequence[dict[str, str]], topic: str) -> dict[str, list[dic
 
 def comparison_table(rows: Sequence[dict[str, str]], topic: str) -> str:
     """Images a second of every program, and how many times as fast this project is."""
+    hosts = {row["host"]: None for row in rows if row["topic"] == topic}
     lines = [
+        f"On {' and '.join(hosts)}:",
+        "",
         "| work | program | images/s (lowest to highest) | ours is | goal | peak MiB |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -380,24 +385,50 @@ def startup_table() -> str:
     return "\n".join(lines)
 
 
+def operations_table() -> str:
+    """`operations.csv`."""
+    lines = ["| work | kind | ms a step |", "| --- | --- | --- |"]
+    lines += [f"| {row['work']} | {row['kind']} | {row['ms']} |" for row in read(OPERATIONS)]
+    return "\n".join(lines)
+
+
+def layers_table() -> str:
+    """`layers.csv`, both lowerings side by side."""
+    lines = [
+        "| layer | direction | XLA, ms (of all cores) | ours, ms (of all cores) | ours, GFLOP/s |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    rows = read(LAYERS)
+    for xla in rows:
+        if xla["lowering"] == "xla":
+            key = (xla["layer"], xla["direction"], "ours")
+            (own,) = [r for r in rows if (r["layer"], r["direction"], r["lowering"]) == key]
+            lines.append(
+                f"| {xla['layer']} | {xla['direction']} | {xla['ms']} ({xla['ms_of_all_cores']}) | "
+                f"{own['ms']} ({own['ms_of_all_cores']}) | {own['gflops_per_second']} |"
+            )
+    return "\n".join(lines)
+
+
 def other_hosts_table(rows: Sequence[dict[str, str]]) -> str:
-    """What other processors and earlier commits gave."""
+    """What other processors gave, at earlier commits."""
     lines = ["| processor | commit | work | program | ours is |", "| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {row['host']} | {row['commit'].removesuffix('-dirty')} | {row['name']} | "
         f"{row['program']} | {float(row['ratio']):.2f} x |"
         for row in rows
-        if row["program"] != "ours" and row["topic"] in ("train", "inference")
+        if row["program"] != "ours"
     ]
     return "\n".join(lines)
 
 
 def tables(rows: Sequence[dict[str, str]]) -> dict[str, str]:
-    """Each table of README by the name of its marks; the last row's host is the one they are of."""
-    here = [row for row in rows if row["host"] == rows[-1]["host"]]
-    others = [row for row in rows if row["host"] != rows[-1]["host"]]
+    """Each table of README by the name of its marks; each topic's last host is shown."""
+    last = {row["topic"]: row["host"] for row in rows}
+    here = [row for row in rows if row["host"] == last[row["topic"]]]
+    others = [row for row in rows if row["host"] != last[row["topic"]]]
     compared = ("train", "inference", "optimisations", "predict", "input")
-    return {
+    found = {
         **{topic: comparison_table(here, topic) for topic in compared},
         "generation": generation_table(here),
         "host": host_table(here),
@@ -405,7 +436,11 @@ def tables(rows: Sequence[dict[str, str]]) -> dict[str, str]:
         "startup": startup_table(),
         "progressive": progressive.table(),
         "other-hosts": other_hosts_table(others),
+        "operations": operations_table(),
+        "layers": layers_table(),
     }
+    is_empty = {name: table.endswith("| --- |") for name, table in found.items()}
+    return {name: "Not measured yet." if is_empty[name] else found[name] for name in found}
 
 
 def write_tables() -> None:
@@ -437,7 +472,8 @@ def main() -> int:
         if "progressive" in arguments.topics:
             progressive.run_missing()
     write_tables()
-    plot_growth(read())
+    if any(row["topic"] == "growth" for row in read()):
+        plot_growth(read())
     return 1 if refused else 0
 
 
