@@ -1,8 +1,8 @@
 """Large arrays in large pages.
 
 The C library takes large arrays from the system anew each time, and the system clears them 4 KB
-at a time, which takes a good part of a training step on a CPU (experiments/fashion_mnist). Since glibc 2.35 it
-can ask for pages of 2 MB instead, but decides so once, when a process starts.
+at a time, which takes a good part of a training step on a CPU (experiments/fashion_mnist). Since
+glibc 2.35 it can ask for pages of 2 MB instead, but decides so once, when a process starts.
 """
 
 from __future__ import annotations
