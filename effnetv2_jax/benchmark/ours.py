@@ -142,13 +142,13 @@ def _prediction(work: Work) -> Callable[[int], None]:
     from effnetv2_jax.prediction import Predictor
     from effnetv2_jax.weights.model_folder import ModelSpec
 
+    paths = itertools.cycle(image_paths(work))
     spec = ModelSpec(work.variant, NUM_CLASSES, eval_size=work.image_size)
     model = spec.create_model(dtype=work.dtype)
     variables = jax.jit(model.init)(
         jax.random.PRNGKey(0), jnp.zeros((1, work.image_size, work.image_size, 3))
     )
     predictor = Predictor((model, variables, spec), batch_size=work.batch_size)
-    paths = itertools.cycle(image_paths(work))
 
     def run(repetitions: int) -> None:
         for prediction in predictor.predict(

@@ -72,6 +72,8 @@ def test_bad_input_and_a_stop_by_signal_are_final(capfd, status):
 def test_a_signal_reaches_every_process_once(signum, passed_on):
     """As a terminal's Ctrl-C does, it goes to the launcher's whole process group."""
     program = (
+        # Whoever runs the tests may ignore it, as nohup does.
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
         "import sys; from effnetv2_jax.tools.launch import Launcher; "
         "launcher = Launcher(['wait'], num_processes=2, module='tests.launched'); "
         "sys.exit(launcher.run(restarts=2, pause_seconds=0.0))"
@@ -82,8 +84,6 @@ def test_a_signal_reaches_every_process_once(signum, passed_on):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Whoever runs the tests may ignore it, as nohup does.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     lines = [process.stderr.readline(), process.stderr.readline()]
     os.killpg(process.pid, signum)
