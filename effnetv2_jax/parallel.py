@@ -8,6 +8,7 @@ the same arguments, the same program, the same bits.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,22 @@ from effnetv2_jax.train_state import TrainState
 AXIS = "replica"
 FORMS = ("pmap", "shard_map")
 STOP_SIGNUM = "stop_signum"
+# Each has a copy of the weights.
+_MAX_CPU_DEVICES = 8
+
+
+def use_every_core() -> None:
+    """Makes each core a CPU device, at most 8 of them; call it before JAX computes anything.
+
+    XLA runs a good part of a network on one core (experiments/speed), so that images split over
+    devices take less time. A choice of the user's, `JAX_NUM_CPU_DEVICES` or in `XLA_FLAGS`, stays.
+    """
+    is_chosen = "JAX_NUM_CPU_DEVICES" in os.environ or (
+        "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    )
+    if not is_chosen and hasattr(os, "sched_getaffinity"):
+        num_cores = len(os.sched_getaffinity(0))
+        jax.config.update("jax_num_cpu_devices", min(num_cores, _MAX_CPU_DEVICES))
 
 
 def parallel_train_step(
@@ -62,6 +79,45 @@ def parallel_eval_step(
 ) -> Any:
     """Maps an evaluation step over devices; it takes (variables, split batch)."""
     return _parallel(eval_step, form, devices, batch_argument=1, num_arguments=2)
+
+
+class ParallelForward:
+    """A function of a batch of images, of which each device of this process computes a part.
+
+    A batch that the devices do not divide runs on the first of them.
+
+    Args:
+      forward: of (variables, images [N, ...], **options) to a tree of arrays [N, ...], which
+        knows nothing of devices.
+      variables: any tree; it is placed on every device once.
+      options: names of the keyword arguments; another value of one is another program.
+    """
+
+    def __init__(self, forward: Callable[..., Any], variables: Any, *, options: Sequence[str] = ()):
+        devices = jax.local_devices()
+        self.num_devices = len(devices)
+        self._forward = forward
+        mesh = Mesh(np.asarray(devices), (AXIS,))
+        self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        self._on_first = jax.tree.map(lambda array: array.addressable_data(0), self._variables)
+        self._on_one_device = jax.jit(forward, static_argnames=options)
+        self._on_all_devices = jax.jit(self._mapped, static_argnames=options)
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """The results of all images, in their order."""
+        if self.num_devices == 1 or len(images) % self.num_devices:
+            return self._on_one_device(self._on_first, images, **options)
+        return self._on_all_devices(self._variables, jax.device_put(images, self._split), **options)
+
+    def _mapped(self, variables: Any, images: jax.Array, **options: Any) -> Any:
+        return jax.shard_map(
+            functools.partial(self._forward, **options),
+            mesh=self._split.mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(AXIS),
+            check_vma=False,
+        )(variables, images)
 
 
 def _parallel(

@@ -15,6 +15,7 @@ from jax import lax
 
 from effnetv2_jax.data.label_space import LabelSpace, imagenet1k_label_space
 from effnetv2_jax.errors import InputError, unknown_name
+from effnetv2_jax.parallel import ParallelForward
 from effnetv2_jax.steps import normalize
 from effnetv2_jax.weights.model_folder import ModelSpec, load_model
 
@@ -63,7 +64,7 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts on one device; everything about the images comes from the model's `ModelSpec`.
+    """Predicts on this process's devices; all about the images comes from the `ModelSpec`.
 
     Attributes:
       spec: of the model.
@@ -94,15 +95,17 @@ class Predictor:
         self._model, variables, self.spec = model
         self.batch_size = batch_size
         self._class_ids, self._names = class_labels(self.spec, label_space)
-        self._variables = jax.device_put(dict(variables))
-        self._forward = jax.jit(self._compute, static_argnames=("top_k", "endpoints", "cam"))
+        self._variable_shapes = jax.eval_shape(lambda: dict(variables))
+        self._forward = ParallelForward(
+            self._compute, dict(variables), options=("top_k", "endpoints", "cam")
+        )
 
     def endpoint_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each endpoint of one image, `reduction_1` ... `pooled`, `logits`."""
         size = self.spec.eval_size
         image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         apply = functools.partial(self._model.apply, return_features=True)
-        shapes = jax.eval_shape(apply, self._variables, image)
+        shapes = jax.eval_shape(apply, self._variable_shapes, image)
         return {name: leaf.shape[1:] for name, leaf in shapes.items()}
 
     def predict(
@@ -141,6 +144,8 @@ class Predictor:
         # A few images are not padded to a whole batch. Powers of two, so that calls with many
         # different numbers of images compile a few programs.
         batch_size = min(self.batch_size, 1 << max(len(names) - 1, 0).bit_length())
+        if batch_size > self._forward.num_devices:
+            batch_size -= batch_size % self._forward.num_devices
         batches = image_file_batches(
             names,
             batch_size=batch_size,
@@ -158,7 +163,7 @@ class Predictor:
         def predictions() -> Iterator[Prediction]:
             previous: tuple[ImageBatch, Any] | None = None
             for batch in batches:
-                results = self._forward(self._variables, batch.images, **options)
+                results = self._forward(batch.images, **options)
                 # The device works on this batch while the host reads the one before.
                 if previous is not None:
                     yield from self._rows(*previous)

@@ -167,6 +167,22 @@ def test_every_batch_of_a_call_is_one_program(images, model):
     assert counted.traced == [4, 1]
 
 
+def test_devices_share_a_batch_that_they_divide(images, model):
+    network, variables, spec = model
+    assert jax.device_count() == 8
+    counted = Counted(network)
+    predictor = Predictor((counted, variables, spec), batch_size=19)  # 16 of them at once.
+    shared = predictor.predict(images, endpoints=["pooled"], cam=True)
+    alone = Predictor(model, batch_size=3).predict(images, endpoints=["pooled"], cam=True)
+    for one, other in zip(shared, alone, strict=True):
+        assert one.path == other.path
+        np.testing.assert_allclose(
+            one.endpoints["pooled"], other.endpoints["pooled"], rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(one.cam, other.cam, rtol=1e-4, atol=1e-5)
+    assert counted.traced == [1, 2]  # The shapes of the endpoints, then two images each.
+
+
 def test_a_broken_image_is_named_and_the_others_go_on(tmp_path, images, predictor):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG nothing more")

@@ -2,7 +2,7 @@
 
 `flax` has XLA's own convolutions on every platform, as one gets without `models.convolutions`;
 `without-shifts`, `without-products` and `without-patches` have them for depthwise, 1x1 and stem
-convolutions alone.
+convolutions alone. `without-split` gives all images of a batch to one device, as `flax` does.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effnetv2_jax.benchmark.protocol import Program, Work, image_paths, serve
+from effnetv2_jax.benchmark.protocol import WITHOUT_SPLIT, Program, Work, image_paths, serve
 from effnetv2_jax.losses import Loss
 from effnetv2_jax.models import convolutions
 from effnetv2_jax.models.efficientnet import create_model
 from effnetv2_jax.optimizers import make_optimizer
-from effnetv2_jax.parallel import AXIS, parallel_train_step
+from effnetv2_jax.parallel import AXIS, ParallelForward, parallel_train_step, use_every_core
 from effnetv2_jax.recipes import imagenet1k
 from effnetv2_jax.steps import make_train_step
 from effnetv2_jax.train_state import create_train_state, initialise
@@ -38,6 +38,8 @@ NUM_CLASSES = 1000
 
 def prepare(name: str, work: Work) -> Program:
     """The program of that name, compiled."""
+    if work.kind in ("inference", "predict") and name not in _ON_ONE_DEVICE:
+        use_every_core()
     with _without(_LOWERINGS.get(name, ())):
         run = _WORK[work.kind](work)
         run(2)
@@ -59,6 +61,7 @@ _LOWERINGS = {
     "without-patches": ("_as_product_of_patches",),
     "flax": ("_as_shifted_products", "_as_matrix_product", "_as_product_of_patches"),
 }
+_ON_ONE_DEVICE = ("flax", WITHOUT_SPLIT)
 
 
 @contextlib.contextmanager
@@ -128,11 +131,11 @@ def _inference(work: Work) -> Callable[[int], None]:
     model = create_model(work.variant, dtype=work.dtype, num_classes=NUM_CLASSES)
     images = (_images(work) - 127.5) / 128
     variables = jax.jit(model.init)(jax.random.PRNGKey(0), images[:1])
-    forward = jax.jit(lambda variables, images: model.apply(variables, images))
+    forward = ParallelForward(model.apply, variables)
 
     def run(repetitions: int) -> None:
         for _ in range(repetitions):
-            logits = forward(variables, images)
+            logits = forward(images)
         logits.block_until_ready()
 
     return run

@@ -20,6 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+# The program of ours that gives a whole batch to one device.
+WITHOUT_SPLIT = "without-split"
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:

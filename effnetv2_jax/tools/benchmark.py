@@ -30,7 +30,7 @@ from typing import Any
 from absl import flags
 
 from effnetv2_jax import command_line
-from effnetv2_jax.benchmark.protocol import Unavailable, Work
+from effnetv2_jax.benchmark.protocol import WITHOUT_SPLIT, Unavailable, Work
 from effnetv2_jax.errors import InputError, unknown_name
 from effnetv2_jax.huge_pages import (
     environment_with_huge_pages,
@@ -49,6 +49,7 @@ _MODULES = {
     "without-shifts": ("effnetv2_jax.benchmark.ours", False),
     "without-products": ("effnetv2_jax.benchmark.ours", False),
     "without-patches": ("effnetv2_jax.benchmark.ours", False),
+    WITHOUT_SPLIT: ("effnetv2_jax.benchmark.ours", False),
     WITHOUT_HUGE_PAGES: ("effnetv2_jax.benchmark.ours", False),
     "timm": ("effnetv2_jax.benchmark.peer_pytorch", True),
     "timm-compile": ("effnetv2_jax.benchmark.peer_pytorch", True),

@@ -16,7 +16,7 @@ from effnetv2_jax.data.datasets import load_dataset
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.evaluate import Evaluator
 from effnetv2_jax.losses import Loss
-from effnetv2_jax.parallel import replicate
+from effnetv2_jax.parallel import replicate, use_every_core
 from effnetv2_jax.weights.trained import load_trained
 
 FLAGS = flags.FLAGS
@@ -88,6 +88,7 @@ def _define_flags() -> None:
 def main(arguments: list[str]) -> None:
     """The command line; it prints one JSON object."""
     del arguments
+    use_every_core()
     results = evaluate_model(
         FLAGS.model,
         FLAGS.data,

@@ -413,6 +413,9 @@ def main(arguments: list[str]) -> int:
     standard_logging.getLogger("jax").setLevel(standard_logging.WARNING)
     if FLAGS.model is None:
         raise InputError("model is missing: give --model=DIR, a model folder.")
+    from effnetv2_jax.parallel import use_every_core
+
+    use_every_core()
     try:
         num_broken = predict(
             arguments,

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from effnetv2_jax.benchmark.protocol import Work
+from effnetv2_jax.benchmark.protocol import WITHOUT_SPLIT, Work
 from effnetv2_jax.tools.benchmark import PEERS, Result, compare, format_results, startup
 
 FOLDER = Path(__file__).resolve().parent
@@ -120,6 +120,8 @@ def pieces(threads: int) -> Iterator[Piece]:
         yield Piece("inference", 1.2, work("inference", variant, size, batch), others)
     for kind, variant, size, batch in (("train", _B0, 192, 16), ("inference", _B0, 224, 16)):
         without = tuple(name for name in PEERS if name.startswith("without-"))
+        if kind == "train":  # Which is on one device anyway.
+            without = tuple(name for name in without if name != WITHOUT_SPLIT)
         yield Piece("optimisations", 0.0, work(kind, variant, size, batch), without)
     for magnitude in (15.0, None):
         for size in _STAGE_SIZES if magnitude else (300,):
