@@ -10,6 +10,7 @@
     python -m effnetv2_jax.main --config=configs/v1.py:b4 --workdir=DIR
     python -m effnetv2_jax.main --config=configs/v1.py:b4,progressive=yes --workdir=DIR
     python -m effnetv2_jax.main --config=configs/v1.py:b4,recipe=released --workdir=DIR
+    python -m effnetv2_jax.main --config=configs/v1.py:b4-fused-1-3 --workdir=DIR    # Table 3
 
 Not run at this scale by this project.
 """
@@ -18,18 +19,19 @@ from ml_collections import ConfigDict
 
 from effnetv2_jax.config import parse_argument
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.recipes import v1_imagenet1k
+from effnetv2_jax.recipes import baseline_imagenet1k
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """The configuration.
 
     Args:
-      argument: `variant=` b0 to b7; `recipe=` paper or released; `progressive=` no or yes.
+      argument: `variant=` b0 to b7, or B4 with fused stages, b4-fused-1-3, -1-5 and -1-7;
+        `recipe=` paper or released; `progressive=` no or yes.
     """
     values = parse_argument(argument, variant="b0", recipe="paper", progressive="no")
     if values["progressive"] not in ("no", "yes"):
         raise InputError(f"progressive={values['progressive']}: it must be yes or no.")
-    return v1_imagenet1k(
+    return baseline_imagenet1k(
         f"efficientnet-{values['variant']}", values["recipe"], values["progressive"] == "yes"
     )

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Predictor": "effnetv2_jax.prediction",
-    "create_model": "effnetv2_jax.models.efficientnet",
+    "create_model": "effnetv2_jax.models.create",
     "export_model": "effnetv2_jax.weights.export",
     "list_variants": "effnetv2_jax.models.specs",
     "load_model": "effnetv2_jax.weights.model_folder",

@@ -38,7 +38,7 @@ def base_config() -> ConfigDict:
     )  # A workdir, a checkpoint in it or a model folder.
     config.init_head = "auto"
 
-    # models.efficientnet.create_model
+    # models.create.create_model
     config.model = ConfigDict()
     config.model.variant = "efficientnetv2-s"
     config.model.dtype = "bfloat16"
@@ -91,6 +91,9 @@ def base_config() -> ConfigDict:
     config.progressive.mixup_alpha = (0.0, 0.0)
     config.progressive.cutmix_alpha = (0.0, 0.0)
     config.progressive.size_multiple = 1
+    config.progressive.order = "rising"
+    config.progressive.num_draws = 1
+    config.progressive.draw_seed = 0
     config.mixing = "per_example"  # mixing.mix
 
     # optimizers.make_optimizer

@@ -15,7 +15,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from effnetv2_jax.errors import InputError, unknown_name
-from effnetv2_jax.models.efficientnet import EfficientNet
+from effnetv2_jax.models.network import Network
 from effnetv2_jax.weights.model_folder import ModelSpec
 from effnetv2_jax.weights.trained import load_trained
 
@@ -54,7 +54,7 @@ def load_initial_weights(
     init_from: str | os.PathLike[str],
     shapes: dict[str, Any],
     *,
-    model: EfficientNet,
+    model: Network,
     mean: Sequence[float],
     std: Sequence[float],
     init_head: str,
@@ -121,7 +121,7 @@ def load_initial_weights(
 def _check_same_arithmetic(
     init_from: str | os.PathLike[str],
     spec: ModelSpec,
-    model: EfficientNet,
+    model: Network,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> None:

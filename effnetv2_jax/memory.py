@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.models.efficientnet import EfficientNet
 from effnetv2_jax.models.multiply_adds import count_multiply_adds
+from effnetv2_jax.models.network import Network
 from effnetv2_jax.models.specs import unroll
 from effnetv2_jax.paths import write_json
 from effnetv2_jax.progressive import Stage
@@ -45,7 +45,7 @@ class Fit:
 
     Attributes:
       micro_batches: see `steps.make_train_step`.
-      remat_groups: see `models.efficientnet.EfficientNet`.
+      remat_groups: see `models.network.Network`.
     """
 
     micro_batches: int = 1
@@ -97,7 +97,7 @@ class Fits:
 
     def __init__(
         self,
-        model: EfficientNet,
+        model: Network,
         *,
         per_device: int,
         num_stages: int,
@@ -181,7 +181,7 @@ def _read_fits(file: epath.Path | None) -> dict[str, Fit]:
 class _Demand:
     """What a step of one image size needs, predicted from the network's table."""
 
-    def __init__(self, model: EfficientNet, image_size: int):
+    def __init__(self, model: Network, image_size: int):
         costs = count_multiply_adds(model, image_size)
         num_groups = len(model.spec.rows)
         rows = [block.row for block in unroll(model.spec)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections.abc import Sequence
 
 from effnetv2_jax.errors import InputError, unknown_name
@@ -57,6 +58,7 @@ def _released_size(low: float, high: float, index: int, num_stages: int) -> int:
 
 
 _SIZE_RULES = {"paper": _paper_size, "released": _released_size}
+ORDERS = ("rising", "random")
 
 
 def _interpolate(ends: Range, index: int, num_stages: int) -> float:
@@ -78,6 +80,9 @@ def make_stages(
     mixup_alpha: Range,
     cutmix_alpha: Range,
     size_multiple: int = 1,
+    order: str = "rising",
+    num_draws: int = 1,
+    draw_seed: int = 0,
 ) -> tuple[Stage, ...]:
     """Cuts training into stages; every range is (value of the first stage, of the last).
 
@@ -92,6 +97,10 @@ def make_stages(
       mixup_alpha: 0 or more; 0 is off.
       cutmix_alpha: 0 or more; 0 is off.
       size_multiple: image sizes are rounded to the nearest multiple of this many pixels.
+      order: `rising` (Algorithm 1), or `random` (Table 13): training is cut into `num_draws`
+        periods instead, each with the size and strengths of one of the stages, drawn at random.
+      num_draws: of `random`.
+      draw_seed: likewise.
 
     Raises:
       InputError: a value outside its range, or more stages than steps.
@@ -100,10 +109,18 @@ def make_stages(
         raise unknown_name("progressive.form", form, _SIZE_RULES)
     if num_stages < 1:
         raise InputError(f"progressive.num_stages is {num_stages}: it must be at least 1.")
-    if total_steps < num_stages:
+    if order not in ORDERS:
+        raise unknown_name("progressive.order", order, ORDERS)
+    if num_draws < 1:
+        raise InputError(f"progressive.num_draws is {num_draws}: it must be at least 1.")
+    settings = list(range(num_stages))
+    if order == "random":
+        settings = random.Random(draw_seed).choices(settings, k=num_draws)
+    if total_steps < len(settings):
+        count = "num_stages" if order == "rising" else "num_draws"
         raise InputError(
-            f"{total_steps} training steps cannot be cut into {num_stages} stages: "
-            "raise num_epochs or lower batch_size or progressive.num_stages."
+            f"{total_steps} training steps cannot be cut into {len(settings)} stages: "
+            f"raise num_epochs or lower batch_size or progressive.{count}."
         )
     if size_multiple < 1:
         raise InputError(f"progressive.size_multiple is {size_multiple}: it must be at least 1.")
@@ -117,19 +134,19 @@ def make_stages(
     _check_range("cutmix_alpha", cutmix_alpha)
 
     stages = []
-    for index in range(num_stages):
-        size = _SIZE_RULES[form](*image_size, index, num_stages)
+    for index, setting in enumerate(settings):
+        size = _SIZE_RULES[form](*image_size, setting, num_stages)
         multiple = max(1, round(size / size_multiple)) * size_multiple
         stages.append(
             Stage(
                 index=index,
-                first_step=index * total_steps // num_stages,
-                last_step=(index + 1) * total_steps // num_stages,
+                first_step=index * total_steps // len(settings),
+                last_step=(index + 1) * total_steps // len(settings),
                 image_size=multiple,
-                dropout_rate=_interpolate(dropout_rate, index, num_stages),
-                randaug_magnitude=_interpolate(randaug_magnitude, index, num_stages),
-                mixup_alpha=_interpolate(mixup_alpha, index, num_stages),
-                cutmix_alpha=_interpolate(cutmix_alpha, index, num_stages),
+                dropout_rate=_interpolate(dropout_rate, setting, num_stages),
+                randaug_magnitude=_interpolate(randaug_magnitude, setting, num_stages),
+                mixup_alpha=_interpolate(mixup_alpha, setting, num_stages),
+                cutmix_alpha=_interpolate(cutmix_alpha, setting, num_stages),
             )
         )
     return tuple(stages)

@@ -66,6 +66,8 @@ _RELEASED_STRENGTHS = {
     "efficientnetv2-l": (20.0, 0.5),
     "efficientnetv2-xl": (20.0, 0.5),
 }
+# Of the baselines.
+_AS_LARGE_AS_M = ("efficientnet-b5", "efficientnet-b6", "efficientnet-b7")
 
 
 def _is_v1(variant: str) -> bool:
@@ -76,8 +78,8 @@ def stage_settings(variant: str, recipe: str) -> StageSettings:
     """Progressive learning of a variant on ImageNet-1k.
 
     Args:
-      variant: one of `list_variants()`; V1 and Lite have no progressive learning here, see
-        `v1_stage_settings`.
+      variant: one of `list_variants()`; others than V2 have no progressive learning here, see
+        `baseline_stage_settings`.
       recipe: `paper` or `released`.
     """
     spec = get_spec(variant)
@@ -114,20 +116,30 @@ def stage_settings_21k(variant: str, recipe: str) -> StageSettings:
     return stage_settings(variant, recipe)
 
 
-def v1_stage_settings(variant: str, progressive: bool) -> StageSettings:
-    """EfficientNet V1 as the paper trains it again, for Tables 10 and 12.
+def baseline_stage_settings(
+    variant: str, progressive: bool, image_size: int | None = None
+) -> StageSettings:
+    """EfficientNet V1 and ResNet as the paper trains them again, for Tables 10 and 12.
 
     The paper gives sizes and times only. Without progressive learning the size is that of
-    inference (B4 takes the 21 h of Table 7); with it, sizes end 20 % below (section 4). The
-    other ends are those of the V2 network that is nearest in size: S up to B4, M from B5.
+    inference (B4 takes the 21 h of Table 7). With it, V1's sizes end 20 % below (section 4), and
+    ResNet's at it, which comes nearer to the times of Table 12. The other ends are those of the V2
+    network that is nearest in size: M from V1-B5 on, else S.
+
+    Args:
+      variant: of V1 or ResNet.
+      progressive: with or without progressive learning.
+      image_size: of inference, pixels; None: the variant's own.
     """
     spec = get_spec(variant)
-    like = _PAPER["efficientnetv2-s" if variant <= "efficientnet-b4" else "efficientnetv2-m"]
+    size = image_size or spec.eval_size
+    like = _PAPER["efficientnetv2-m" if variant in _AS_LARGE_AS_M else "efficientnetv2-s"]
+    # ResNet has no dropout of its own.
+    dropout_rate = spec.dropout_rate or like.dropout_rate[1]
     if not progressive:
-        return _fixed(spec.eval_size, spec.dropout_rate, like.randaug_magnitude[1])
-    return dataclasses.replace(
-        like, image_size=(128, spec.train_size), dropout_rate=(0.1, spec.dropout_rate)
-    )
+        return _fixed(size, dropout_rate, like.randaug_magnitude[1])
+    last = size if spec.family == "resnet" else spec.train_size
+    return dataclasses.replace(like, image_size=(128, last), dropout_rate=(0.1, dropout_rate))
 
 
 # ------------------------------------------------------------------------- preprocessing paths
@@ -198,6 +210,40 @@ def imagenet1k(variant: str, recipe: str) -> ConfigDict:
     if recipe == "released" and variant.startswith("efficientnetv2-b"):
         _legacy_preprocessing(config)  # effnetv2_configs.py: augname effnetv1_autoaug.
         config.augment.policy = "autoaugment"
+    return config
+
+
+# Section 5 of the paper draws a new size "every eight epochs", of 350.
+_EPOCHS_PER_DRAW = 8.0
+
+
+def schedule_ablation(
+    variant: str, *, order: str, adaptive: bool, start_size: int = 128, num_stages: int = 4
+) -> ConfigDict:
+    """Another schedule of sizes on ImageNet-1k: Table 13, and Table 14 of the appendix.
+
+    Table 13 names no network; its best accuracy is that of M. The paper does not say from which
+    sizes a random one is drawn, nor how strong fixed regularisation is: here from those of the
+    stages, and as strong as the last stage.
+
+    Args:
+      variant: with settings in Table 6.
+      order: of the sizes, see `progressive.make_stages`.
+      adaptive: whether the strengths belong to the sizes, or are those of the last stage always.
+      start_size: the smallest, pixels.
+      num_stages: M of Algorithm 1.
+    """
+    if variant not in _PAPER:
+        raise unknown_name("variant with progressive learning", variant, _PAPER)
+    config = imagenet1k(variant, "paper")
+    settings = config.progressive
+    settings.update(order=order, num_stages=num_stages)
+    settings.image_size = (start_size, settings.image_size[1])
+    if order == "random":
+        settings.num_draws = round(config.num_epochs / _EPOCHS_PER_DRAW)
+    if not adaptive:
+        for name in ("dropout_rate", "randaug_magnitude", "mixup_alpha", "cutmix_alpha"):
+            settings[name] = (settings[name][1],) * 2
     return config
 
 
@@ -330,32 +376,42 @@ def finetune(model: str | None, data: str) -> ConfigDict:
     return config
 
 
-def v1_imagenet1k(variant: str, recipe: str, progressive: bool) -> ConfigDict:
-    """EfficientNet V1 on ImageNet-1k: the baseline of Tables 7, 10 and 12.
+def baseline_imagenet1k(
+    variant: str, recipe: str, progressive: bool, image_size: int | None = None
+) -> ConfigDict:
+    """EfficientNet V1 or ResNet on ImageNet-1k: the baselines of Tables 3, 7, 10 and 12.
 
     Args:
-      variant: `efficientnet-b0` to `efficientnet-b7`.
+      variant: `efficientnet-b0` to `efficientnet-b7`, B4 with fused stages, or ResNet.
       recipe: `paper`: the training of V2, as in Table 10; `released`: the official V1 config.
       progressive: with or without progressive learning.
+      image_size: of inference, pixels; None: the variant's own.
 
     Raises:
-      InputError: `released` has no progressive learning for V1.
+      InputError: an unknown name; or `released`, which has neither progressive learning for V1
+        nor other sizes nor ResNet.
     """
     _check_recipe(recipe)
-    if not _is_v1(variant):
-        raise InputError(f"{variant} is no EfficientNet V1: choose efficientnet-b0 to -b7.")
+    spec = get_spec(variant)
+    if not _is_v1(variant) and spec.family != "resnet":
+        raise InputError(
+            f"{variant} is no baseline: choose efficientnet-b0 to -b7, resnet50 or resnet152."
+        )
+    if image_size is not None and image_size < 128:
+        raise InputError(f"image size {image_size} is too small: give 128 pixels or more.")
     if recipe == "released":
-        if progressive:
+        if progressive or image_size or not _is_v1(variant):
             raise InputError(
-                "recipe 'released' trains EfficientNet V1 in one stage: use progressive=no or "
-                "recipe=paper."
+                "recipe 'released' trains EfficientNet V1 alone, in one stage of its own size: use "
+                "progressive=no or recipe=paper."
             )
-        spec = get_spec(variant)
         config = _base(variant, recipe, _fixed(spec.train_size, spec.dropout_rate, 0.0))
         _legacy_preprocessing(config)
         config.augment.policy = "autoaugment"
     else:
-        config = _base(variant, recipe, v1_stage_settings(variant, progressive))
+        settings = baseline_stage_settings(variant, progressive, image_size)
+        config = _base(variant, recipe, settings)
         _v2_preprocessing(config)
+        config.eval.image_size = image_size or spec.eval_size
     config.data.minival_examples = MINIVAL[recipe]
     return config

@@ -39,7 +39,8 @@ from effnetv2_jax.initial_weights import InitialWeights, load_initial_weights
 from effnetv2_jax.losses import Loss
 from effnetv2_jax.memory import Fit, Fits, device_limit
 from effnetv2_jax.mixing import check_mixing
-from effnetv2_jax.models.efficientnet import EfficientNet, create_model
+from effnetv2_jax.models.create import create_model
+from effnetv2_jax.models.network import Network
 from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
 from effnetv2_jax.parallel import (
     AXIS,
@@ -354,7 +355,7 @@ def planned_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
 def planned_train_step(
     config: ConfigDict,
     plan: Plan,
-    model: EfficientNet,
+    model: Network,
     optimizer: optax.GradientTransformation,
     loss: Loss,
     fit: Fit,
@@ -388,7 +389,7 @@ def planned_update(
 def planned_fits(
     config: ConfigDict,
     plan: Plan,
-    model: EfficientNet,
+    model: Network,
     num_devices: int,
     limit: int | None,
     file: epath.Path | None = None,

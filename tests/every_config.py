@@ -38,6 +38,14 @@ def _arguments() -> dict[str, list[str]]:
         for variant in v1
         for rest in ("recipe=paper", "recipe=released", "recipe=paper,progressive=yes")
     ]
+    table["resnet"] = ["50", "50,380", "152,380", "50,380,progressive=yes", "152,progressive=yes"]
+    table["schedules"] = [
+        "",
+        "order=random",
+        "order=random,adaptive=no",
+        "adaptive=no",
+        *(f"s,start={start},stages={n}" for start in (128, 256) for n in (4, 8, 16)),
+    ]
     return table
 
 

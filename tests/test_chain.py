@@ -16,7 +16,7 @@ from effnetv2_jax.checkpoint import read_parts
 from effnetv2_jax.data.builders.imagenet21k import Imagenet21k, Imagenet21kConfig
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.initial_weights import load_initial_weights
-from effnetv2_jax.models.efficientnet import create_model
+from effnetv2_jax.models.create import create_model
 from effnetv2_jax.weights.trained import load_trained
 from effnetv2_jax.workdir import read_class_names
 from tests.data.miniature_21k import CAR, CAT, DOG, SYNSETS, encode, write_archive

@@ -24,7 +24,8 @@ from effnetv2_jax.errors import InputError
 from effnetv2_jax.evaluate import Evaluator
 from effnetv2_jax.losses import Loss
 from effnetv2_jax.memory import Fits
-from effnetv2_jax.models.efficientnet import EfficientNet, create_model
+from effnetv2_jax.models.create import create_model
+from effnetv2_jax.models.network import Network
 from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
 from effnetv2_jax.progressive import make_stages
 from effnetv2_jax.recipes import imagenet1k
@@ -85,7 +86,7 @@ def keyword_only(function) -> set[str]:
 
 
 def test_model_section_is_what_create_model_takes():
-    attributes = {field.name for field in dataclasses.fields(EfficientNet)}
+    attributes = {field.name for field in dataclasses.fields(Network)}
     attributes -= {"parent", "name", "spec"}  # Linen's own, and what the variant stands for.
     by_caller = {
         "num_classes",  # Of the data set.

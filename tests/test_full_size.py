@@ -12,7 +12,7 @@ import pytest
 
 from effnetv2_jax import train_and_evaluate
 from effnetv2_jax.losses import Loss
-from effnetv2_jax.models.efficientnet import create_model
+from effnetv2_jax.models.create import create_model
 from effnetv2_jax.optimizers import make_optimizer
 from effnetv2_jax.parallel import AXIS, parallel_eval_step, parallel_train_step
 from effnetv2_jax.steps import make_eval_step, make_train_step

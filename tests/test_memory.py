@@ -18,7 +18,7 @@ from effnetv2_jax.memory import (
     parse_setting,
     used_memory,
 )
-from effnetv2_jax.models.efficientnet import create_model
+from effnetv2_jax.models.create import create_model
 from effnetv2_jax.progressive import Stage
 
 GIB = 2**30

@@ -149,6 +149,27 @@ def test_stages_tile_the_training(form):
         assert stages[-1].image_size == 300
 
 
+def test_random_order_draws_stages_and_tiles_the_training():
+    draws = {"order": "random", "num_draws": 44}
+    settings = make_stages(1000, **VALID)
+    stages = make_stages(107_336, **(VALID | draws))
+    assert stages == make_stages(107_336, **(VALID | draws))
+    assert stages != make_stages(107_336, **(VALID | draws | {"draw_seed": 1}))
+    assert column(stages, "index") == tuple(range(44))
+    assert stages[0].first_step == 0 and stages[-1].last_step == 107_336
+    for earlier, later in itertools.pairwise(stages):
+        assert earlier.last_step == later.first_step
+    lengths = column(stages, "num_steps")
+    assert max(lengths) - min(lengths) <= 1
+    strengths = ("image_size", "dropout_rate", "randaug_magnitude", "mixup_alpha", "cutmix_alpha")
+    drawn = {tuple(getattr(s, name) for name in strengths) for s in stages}
+    assert drawn == {tuple(getattr(s, name) for name in strengths) for s in settings}
+    sizes = list(column(stages, "image_size"))
+    assert sizes != sorted(sizes)
+    # Of 44 draws from 4, none is nearly all or nearly none.
+    assert all(3 <= sizes.count(size) <= 20 for size in set(sizes))
+
+
 def test_stage_at_every_boundary_and_one_step_before():
     stages = stages_of("efficientnetv2-m", "paper")
     for index, boundary in enumerate(BOUNDARIES[:-1]):
@@ -183,6 +204,12 @@ def test_sizes_are_rounded_to_the_nearest_multiple(image_size, multiple, sizes):
         ({"num_stages": 0}, "progressive.num_stages is 0"),
         ({"num_stages": 101}, "100 training steps cannot be cut into 101 stages"),
         ({"size_multiple": 0}, "progressive.size_multiple is 0"),
+        ({"order": "rand"}, "unknown progressive.order 'rand': did you mean random"),
+        ({"num_draws": 0}, "progressive.num_draws is 0"),
+        (
+            {"order": "random", "num_draws": 101},
+            "100 training steps cannot be cut into 101 stages: .* or progressive.num_draws",
+        ),
         ({"image_size": (0, 300)}, r"progressive.image_size is \(0, 300\)"),
         ({"image_size": (128, -1)}, r"progressive.image_size is \(128, -1\)"),
         ({"dropout_rate": (0.1, 1.0)}, r"progressive.dropout_rate is .*at least 0 and below 1\."),

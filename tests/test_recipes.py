@@ -14,13 +14,14 @@ from effnetv2_jax.recipes import (
     RECIPES,
     TRANSFER_DATA,
     StageSettings,
+    baseline_imagenet1k,
     finetune1k,
     imagenet1k,
     imagenet21k,
+    schedule_ablation,
     stage_settings,
     stage_settings_21k,
     transfer,
-    v1_imagenet1k,
 )
 
 # The training set of the released code, without minival.
@@ -33,6 +34,8 @@ IMAGENET_21K = {
 PROGRESSIVE = ("efficientnetv2-s", "efficientnetv2-m", "efficientnetv2-l", "efficientnetv2-xl")
 BASE = ("efficientnetv2-b0", "efficientnetv2-b1", "efficientnetv2-b2", "efficientnetv2-b3")
 V1 = tuple(f"efficientnet-b{number}" for number in range(8))
+FUSED = tuple(f"efficientnet-b4-fused-1-{last}" for last in (3, 5, 7))
+RESNETS = ("resnet50", "resnet152")
 LITE = tuple(f"efficientnet-lite{number}" for number in range(5))
 
 
@@ -59,7 +62,7 @@ def effective_ema_decay(config, step):
 
 
 def test_every_variant_is_in_one_of_the_groups():
-    assert set(PROGRESSIVE + BASE + V1 + LITE) == set(list_variants())
+    assert set(PROGRESSIVE + BASE + V1 + FUSED + LITE + RESNETS) == set(list_variants())
 
 
 # ------------------------------------------------------------------------------- ImageNet-1k
@@ -341,29 +344,97 @@ def test_transfer_data_of_table_9():
 
 
 def test_v1_is_trained_as_v2_with_and_without_progressive_learning():
-    fixed = make_plan(v1_imagenet1k("efficientnet-b4", "paper", False), **IMAGENET)
+    fixed = make_plan(baseline_imagenet1k("efficientnet-b4", "paper", False), **IMAGENET)
     assert [s.image_size for s in fixed.stages] == [380]
-    stages = make_plan(v1_imagenet1k("efficientnet-b4", "paper", True), **IMAGENET).stages
+    stages = make_plan(baseline_imagenet1k("efficientnet-b4", "paper", True), **IMAGENET).stages
     assert [s.image_size for s in stages] == [128, 187, 245, 304]
     assert [s.randaug_magnitude for s in stages] == pytest.approx(
         [5, 8.3333, 11.6667, 15], abs=1e-3
     )
     assert stages[-1].dropout_rate == 0.4
-    large = v1_imagenet1k("efficientnet-b7", "paper", True)
+    large = baseline_imagenet1k("efficientnet-b7", "paper", True)
     assert large.progressive.randaug_magnitude == (5.0, 20.0)
     assert large.progressive.mixup_alpha == (0.0, 0.2)
     assert large.progressive.image_size == (128, 480)
 
 
 def test_v1_as_released():
-    config = v1_imagenet1k("efficientnet-b4", "released", False)
+    config = baseline_imagenet1k("efficientnet-b4", "released", False)
     (stage,) = make_plan(config, **IMAGENET).stages
     assert (stage.image_size, stage.dropout_rate) == (304, 0.4)
     assert (config.augment.policy, config.augment.crop) == ("autoaugment", "legacy")
-    with pytest.raises(InputError, match="trains EfficientNet V1 in one stage: use progressive=no"):
-        v1_imagenet1k("efficientnet-b4", "released", True)
-    with pytest.raises(InputError, match="efficientnetv2-s is no EfficientNet V1"):
-        v1_imagenet1k("efficientnetv2-s", "paper", False)
+    with pytest.raises(InputError, match="trains EfficientNet V1 alone, in one stage of its"):
+        baseline_imagenet1k("efficientnet-b4", "released", True)
+    with pytest.raises(InputError, match="efficientnetv2-s is no baseline: choose"):
+        baseline_imagenet1k("efficientnetv2-s", "paper", False)
+
+
+def test_b4_with_fused_stages_is_trained_like_b4():
+    for progressive in (False, True):
+        plain = baseline_imagenet1k("efficientnet-b4", "paper", progressive)
+        for variant in FUSED:
+            fused = baseline_imagenet1k(variant, "paper", progressive)
+            fused.model.variant = "efficientnet-b4"
+            assert fused == plain
+
+
+@pytest.mark.parametrize("size", [224, 380])
+def test_resnet_is_trained_like_s(size):
+    config = baseline_imagenet1k("resnet50", "paper", False, size)
+    (stage,) = make_plan(config, **IMAGENET).stages
+    assert (stage.image_size, stage.dropout_rate, stage.randaug_magnitude) == (size, 0.3, 15.0)
+    assert config.eval.image_size == size
+    config = baseline_imagenet1k("resnet50", "paper", True, size)
+    stages = make_plan(config, **IMAGENET).stages
+    sizes = {224: [128, 160, 192, 224], 380: [128, 212, 296, 380]}
+    assert [s.image_size for s in stages] == sizes[size]
+    config.progressive.image_size = (128, 300)
+    config.model.variant, config.eval.image_size = "efficientnetv2-s", 384
+    assert config == imagenet1k("efficientnetv2-s", "paper")
+
+
+def test_resnet_has_no_released_recipe_and_no_tiny_size():
+    with pytest.raises(InputError, match="trains EfficientNet V1 alone"):
+        baseline_imagenet1k("resnet50", "released", False)
+    with pytest.raises(InputError, match="image size 100 is too small: give 128 pixels or more"):
+        baseline_imagenet1k("resnet50", "paper", False, 100)
+
+
+def test_schedules_of_table_13():
+    plain = schedule_ablation("efficientnetv2-m", order="rising", adaptive=True)
+    assert plain == imagenet1k("efficientnetv2-m", "paper")
+    rising = make_plan(plain, **IMAGENET).stages
+    config = schedule_ablation("efficientnetv2-m", order="rising", adaptive=False)
+    fixed = make_plan(config, **IMAGENET).stages
+    assert [s.image_size for s in fixed] == [s.image_size for s in rising]
+    strengths = {(s.randaug_magnitude, s.dropout_rate, s.mixup_alpha) for s in fixed}
+    assert strengths == {(20.0, 0.4, 0.2)}
+    config = schedule_ablation("efficientnetv2-m", order="random", adaptive=True)
+    drawn = make_plan(config, **IMAGENET)
+    assert len(drawn.stages) == 44  # 350 epochs, 8 each.
+    by_size = {s.image_size: (s.randaug_magnitude, s.dropout_rate) for s in rising}
+    assert {s.image_size for s in drawn.stages} == set(by_size) == {128, 212, 296, 380}
+    for stage in drawn.stages:
+        assert (stage.randaug_magnitude, stage.dropout_rate) == by_size[stage.image_size]
+        epochs = stage.num_steps / drawn.steps_per_epoch
+        assert epochs == pytest.approx(350 / 44, rel=1e-3)
+    config = schedule_ablation("efficientnetv2-m", order="random", adaptive=False)
+    other = make_plan(config, **IMAGENET).stages
+    assert [s.image_size for s in other] == [s.image_size for s in drawn.stages]
+    assert {s.randaug_magnitude for s in other} == {20.0}
+
+
+def test_schedules_of_table_14():
+    config = schedule_ablation(
+        "efficientnetv2-s", order="rising", adaptive=True, start_size=256, num_stages=8
+    )
+    stages = make_plan(config, **IMAGENET).stages
+    assert [s.image_size for s in stages] == [256, 262, 269, 275, 281, 287, 294, 300]
+    with pytest.raises(InputError, match="unknown variant with progressive learning 'resnet50'"):
+        schedule_ablation("resnet50", order="rising", adaptive=True)
+    with pytest.raises(InputError, match=r"unknown progressive\.order 'falling'"):
+        config = schedule_ablation("efficientnetv2-s", order="falling", adaptive=True)
+        make_plan(config, **IMAGENET)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import numpy as np
 from effnetv2_jax.benchmark.protocol import WITHOUT_SPLIT, Program, Work, image_paths, serve
 from effnetv2_jax.losses import Loss
 from effnetv2_jax.models import convolutions
-from effnetv2_jax.models.efficientnet import create_model
+from effnetv2_jax.models.create import create_model
 from effnetv2_jax.optimizers import make_optimizer
 from effnetv2_jax.parallel import AXIS, ParallelForward, parallel_train_step, use_every_core
 from effnetv2_jax.recipes import imagenet1k

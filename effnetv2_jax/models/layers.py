@@ -87,6 +87,7 @@ class BatchNorm(nn.Module):
       dtype: of the result.
       axis_name: the replica axis, along which statistics are shared (None: they are not).
       axis_index_groups: the replicas that share them; None: all.
+      scale_init: of the scale.
     """
 
     use_running_average: bool
@@ -95,6 +96,7 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     axis_index_groups: list[list[int]] | None = None
+    scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -102,7 +104,7 @@ class BatchNorm(nn.Module):
         shape = (inputs.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, shape)
+        scale = self.param("scale", self.scale_init, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         values = inputs.astype(jnp.float32)
         if self.use_running_average:

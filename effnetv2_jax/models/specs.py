@@ -8,6 +8,9 @@ EfficientNet (V1, the paper's baseline) is Tan & Le 2019, "EfficientNet: Rethink
 for convolutional neural networks", Table 1, scaled by width and depth likewise. EfficientNet-Lite
 is the same table for phones: no squeeze-excitation, ReLU6, stem and head of one size
 (tensorflow/tpu models/official/efficientnet/lite/efficientnet_lite_builder.py).
+
+ResNet is He et al. 2015, "Deep residual learning for image recognition", Table 1; a bottleneck's
+filters are those of its output, of which the other two convolutions have a quarter.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from typing import Any, Literal
 
 from effnetv2_jax.errors import unknown_name
 
-Operation = Literal["fused", "mbconv"]
-Activation = Literal["silu", "relu6"]
+Family = Literal["efficientnet", "resnet"]
+Operation = Literal["fused", "mbconv", "bottleneck"]
+Activation = Literal["silu", "relu", "relu6"]
 Rate = Any  # A float, or a traced scalar.
 
 
@@ -49,6 +53,7 @@ class Spec:
       keep_filters: whether scaling rounds up rather than lose more than 10 % of the channels:
         EfficientNet V1's rule, which V2's code dropped.
       activation: after every convolution but the projections.
+      family: whose topology the rows are in, see `create.FAMILIES`.
       scale_ends: whether the coefficients also apply to the filters of stem and head and to the
         repeats of the first and the last row.
       train_size: largest training image size of the released recipe, pixels.
@@ -66,6 +71,7 @@ class Spec:
     depth: float = 1.0
     keep_filters: bool = False
     activation: Activation = "silu"
+    family: Family = "efficientnet"
     scale_ends: bool = True
 
     def scaled(self, filters: int) -> int:
@@ -149,6 +155,42 @@ def _lite(eval_size: int, dropout_rate: float, width: float, depth: float) -> Sp
     )
 
 
+# Table 3: B4 with Fused-MBConv in place of MBConv, without squeeze-excitation. The paper does not
+# say which kernels. 3x3 for its "stage 1-3", and for the other two V1's own with the first two
+# rows left alone, come nearest: 19.94M and 7.34G, 43.36M and 21.09G, 131.95M and 34.14G, where it
+# has 20.0M and 7.5G, 43.4M and 21.3G, 132.0M and 34.4G (and 4.5G for B4 itself, which has 4.39G).
+def _v1_fused(rows: tuple[int, ...], kernel_size: int | None) -> Spec:
+    fused = [
+        dataclasses.replace(
+            row,
+            operation="fused",
+            squeeze_ratio=None,
+            kernel_size=kernel_size or row.kernel_size,
+        )
+        if index in rows
+        else row
+        for index, row in enumerate(_V1_ROWS)
+    ]
+    return dataclasses.replace(_v1(380, 0.4, 1.4, 1.8), rows=tuple(fused))
+
+
+def _resnet(*repeats: int) -> Spec:
+    rows = tuple(
+        BlockRow("bottleneck", count, 3, 1 if index == 0 else 2, 4, 256 * 2**index)
+        for index, count in enumerate(repeats)
+    )
+    return Spec(
+        rows,
+        stem_filters=64,
+        head_filters=0,
+        train_size=224,
+        eval_size=224,
+        dropout_rate=0.0,
+        activation="relu",
+        family="resnet",
+    )
+
+
 # Sizes and dropout: the per-model tuples of effnetv2_configs.py.
 SPECS: dict[str, Spec] = {
     "efficientnetv2-b0": _base(192, 224, 0.2, 1.0, 1.0),
@@ -226,12 +268,17 @@ SPECS: dict[str, Spec] = {
     "efficientnet-b5": _v1(456, 0.4, 1.6, 2.2),
     "efficientnet-b6": _v1(528, 0.5, 1.8, 2.6),
     "efficientnet-b7": _v1(600, 0.5, 2.0, 3.1),
+    "efficientnet-b4-fused-1-3": _v1_fused((0, 1, 2), kernel_size=3),
+    "efficientnet-b4-fused-1-5": _v1_fused((2, 3, 4), kernel_size=None),
+    "efficientnet-b4-fused-1-7": _v1_fused((2, 3, 4, 5, 6), kernel_size=None),
     # efficientnet_lite_builder.py, efficientnet_lite_params.
     "efficientnet-lite0": _lite(224, 0.2, 1.0, 1.0),
     "efficientnet-lite1": _lite(240, 0.2, 1.0, 1.1),
     "efficientnet-lite2": _lite(260, 0.3, 1.1, 1.2),
     "efficientnet-lite3": _lite(280, 0.3, 1.2, 1.4),
     "efficientnet-lite4": _lite(300, 0.3, 1.4, 1.8),
+    "resnet50": _resnet(3, 4, 6, 3),
+    "resnet152": _resnet(3, 8, 36, 3),
 }
 
 

@@ -304,7 +304,7 @@ def flops_per_image(work: Work) -> float:
     """Arithmetic of an image; 0 for what is no network's."""
     if work.kind == "input":
         return 0.0
-    from effnetv2_jax.models.efficientnet import create_model
+    from effnetv2_jax.models.create import create_model
     from effnetv2_jax.models.multiply_adds import count_multiply_adds
 
     model = create_model(work.variant, depth_multiplier=work.depth_multiplier)

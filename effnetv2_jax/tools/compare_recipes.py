@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from effnetv2_jax.config import to_plain
 from effnetv2_jax.recipes import (
     RECIPES,
+    baseline_imagenet1k,
     finetune1k,
     imagenet1k,
     imagenet21k,
     transfer,
-    v1_imagenet1k,
 )
 
 PAGE = Path("docs/paper_vs_released.md")
@@ -31,7 +31,7 @@ RUNS: dict[str, Callable[[str], ConfigDict]] = {
     "ImageNet-1k, L": lambda recipe: imagenet1k("efficientnetv2-l", recipe),
     "ImageNet-1k, B0": lambda recipe: imagenet1k("efficientnetv2-b0", recipe),
     "ImageNet-1k, B3": lambda recipe: imagenet1k("efficientnetv2-b3", recipe),
-    "ImageNet-1k, V1 B4": lambda recipe: v1_imagenet1k("efficientnet-b4", recipe, False),
+    "ImageNet-1k, V1 B4": lambda recipe: baseline_imagenet1k("efficientnet-b4", recipe, False),
     "ImageNet-21k, L": lambda recipe: imagenet21k("efficientnetv2-l", recipe),
     "ImageNet-21k to 1k, L": lambda recipe: finetune1k("efficientnetv2-l", recipe),
     "Transfer to CIFAR-10, L": lambda recipe: transfer("efficientnetv2-l", "cifar10", recipe),

@@ -164,14 +164,22 @@ class RunStep:
     lower: Callable[[Fit], Any]
 
 
+STEPS = ("train", "eval")
+
+
 def compile_steps(
-    config: ConfigDict, topology: str, *, known: Collection[Row] = ()
+    config: ConfigDict,
+    topology: str,
+    *,
+    steps: Collection[str] = STEPS,
+    known: Collection[Row] = (),
 ) -> Iterator[Row]:
     """Compiles every distinct step of a run for a TPU topology, one after the other.
 
     Args:
       config: of the run.
       topology: generation and shape, as `v3:4x4` (32 cores).
+      steps: those that are compiled, of `STEPS`.
       known: rows of the same program and compiler are returned instead of compiled again.
 
     Yields:
@@ -180,11 +188,15 @@ def compile_steps(
       which ones the run takes.
 
     Raises:
-      InputError: an unknown topology, or a batch that its cores do not divide.
+      InputError: an unknown topology or step, or a batch that the cores do not divide.
     """
     import jax
 
     from effnetv2_jax.memory import Fit
+
+    for name in steps:
+        if name not in STEPS:
+            raise unknown_name("step", name, STEPS)
 
     topology_devices(topology)  # Raises before anything of libtpu is asked for.
     kind = DEVICE_KINDS[topology.partition(":")[0]]
@@ -195,9 +207,9 @@ def compile_steps(
         "libtpu": importlib.metadata.version("libtpu"),
     }
     compile_row = functools.partial(_row, kind=kind, provenance=provenance, known=known)
-    update, *steps = run_steps(config, topology)
+    update, *all_steps = run_steps(config, topology)
     update_row: Row | None = None
-    for step in steps:
+    for step in (step for step in all_steps if step.step in steps):
         for fit in step.candidates:
             if fit.micro_batches > 1 and update_row is None:
                 update_row = compile_row(update, Fit())
@@ -231,7 +243,7 @@ def run_steps(config: ConfigDict, topology: str) -> list[RunStep]:
 
     from effnetv2_jax.losses import Loss
     from effnetv2_jax.memory import Fit
-    from effnetv2_jax.models.efficientnet import create_model
+    from effnetv2_jax.models.create import create_model
     from effnetv2_jax.optimizers import make_optimizer
     from effnetv2_jax.parallel import (
         AXIS,
@@ -505,7 +517,7 @@ def format_rows(rows: Collection[Row]) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     ]
-    if all(row.fits for row in rows):
+    if all(row.fits for row in rows) and {row.step for row in rows} == set(STEPS):
         run = next(iter(rows)).run
         lines.append(f"The whole run, by XLA's estimate: {estimated_hours(rows):.1f} h.")
         if run in PAPER_HOURS and next(iter(rows)).topology == "v3:4x4":
@@ -561,6 +573,7 @@ def _append(path: Path, row: Row) -> None:
 def _define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Configuration, as configs/l_21k.py.")
     flags.DEFINE_string("topology", "v3:4x4", "TPU generation and shape, as v3:4x4 or v4:2x2x4.")
+    flags.DEFINE_list("steps", STEPS, "Which steps to compile.")
     flags.DEFINE_string("json", None, "File to write the rows to, as JSON.")
     flags.DEFINE_string("results", None, "CSV file that rows are added to; it saves compiling.")
 
@@ -575,7 +588,7 @@ def main(arguments: list[str]) -> int:
     results = Path(FLAGS.results).expanduser() if FLAGS.results else None
     known = read_rows(results) if results else []
     rows: list[Row] = []
-    for row in compile_steps(FLAGS.config, FLAGS.topology, known=known):
+    for row in compile_steps(FLAGS.config, FLAGS.topology, steps=FLAGS.steps, known=known):
         rows.append(row)
         fit = f"{row.micro_batches} part(s), {row.remat_groups} group(s) rematerialised"
         print(

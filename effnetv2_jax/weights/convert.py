@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from effnetv2_jax.data.label_space import imagenet1k_label_space
 from effnetv2_jax.errors import InputError, unknown_name
-from effnetv2_jax.models.specs import Spec, get_spec
+from effnetv2_jax.models.specs import Family, Spec, get_spec
 from effnetv2_jax.weights import pytorch
 from effnetv2_jax.weights.keras import keras_layout, read_keras
 from effnetv2_jax.weights.layout import Entry, Layout, Tensors
@@ -26,14 +26,24 @@ class Source:
     """A kind of foreign file.
 
     Attributes:
-      layout: names and axes, for a number of rows in the variant's table.
+      layout: names and axes, for a variant's table.
       read: the tensors of a file, for a variant.
       padding: of the networks that these weights were trained in.
+      families: of networks that it has.
     """
 
-    layout: Callable[[int], Layout]
+    layout: Callable[[Spec], Layout]
     read: Callable[[str, Spec], Tensors]
     padding: str = "same"
+    families: tuple[Family, ...] = ("efficientnet",)
+
+    def entries(self, source: str, variant: str) -> tuple[Entry, ...]:
+        """Every tensor of a variant; `InputError` for one that this source, of that name, lacks."""
+        spec = get_spec(variant)
+        if spec.family not in self.families:
+            others = [name for name, other in SOURCES.items() if spec.family in other.families]
+            raise InputError(f"{source} has no {variant} here: choose {' or '.join(others)}.")
+        return self.layout(spec).entries(spec)
 
 
 def _state_dict(path: str, spec: Spec) -> Tensors:
@@ -44,7 +54,12 @@ def _state_dict(path: str, spec: Spec) -> Tensors:
 SOURCES: dict[str, Source] = {
     "released": Source(released_layout, lambda path, spec: read_tf_checkpoint(path)),
     "timm": Source(pytorch.timm_layout, _state_dict),
-    "torchvision": Source(pytorch.torchvision_layout, _state_dict, padding="symmetric"),
+    "torchvision": Source(
+        pytorch.torchvision_layout,
+        _state_dict,
+        padding="symmetric",
+        families=("efficientnet", "resnet"),
+    ),
     "keras": Source(keras_layout, read_keras),
     "efficientnet_pytorch": Source(pytorch.efficientnet_pytorch_layout, _state_dict),
     "plain_pytorch": Source(pytorch.plain_pytorch_layout, _state_dict, padding="symmetric"),
@@ -104,9 +119,8 @@ def convert(
     """
     if source not in SOURCES:
         raise unknown_name("source", source, SOURCES)
-    table = get_spec(variant)
-    entries = SOURCES[source].layout(len(table.rows)).entries(table)
-    tensors = SOURCES[source].read(os.fspath(path), table)
+    entries = SOURCES[source].entries(source, variant)
+    tensors = SOURCES[source].read(os.fspath(path), get_spec(variant))
     found = {e.ours: _in_our_axes(e, tensors) for e in entries if e.theirs in tensors}
     used = {entry.theirs for entry in entries}
     unused = tuple(
@@ -166,11 +180,10 @@ def convert_back(target: str, spec: ModelSpec, variables: Mapping[str, Any]) -> 
         )
     if spec.width_multiplier != 1 or spec.depth_multiplier != 1 or spec.stem_stride != 2:
         raise InputError(f"{target} has no cut-down {spec.variant}: convert a whole one.")
-    table = get_spec(spec.variant)
     flat = flatten_dict(dict(variables), sep="/")
     tensors = {
         entry.theirs: entry.to_theirs(np.asarray(flat[entry.ours], np.float32))
-        for entry in SOURCES[target].layout(len(table.rows)).entries(table)
+        for entry in SOURCES[target].entries(target, spec.variant)
     }
     for name in [n for n in tensors if n.endswith(".running_mean")]:
         tensors[name.removesuffix("running_mean") + "num_batches_tracked"] = np.array(0, np.int64)

@@ -50,9 +50,9 @@ def _name(layer: Layer) -> str:
     return f"block{layer.block.row + 1}{chr(ord('a') + layer.block.repeat)}_{role}"
 
 
-def keras_layout(num_rows: int) -> Layout:
+def keras_layout(spec: Spec) -> Layout:
     """The names of the layers, with `dwconv` for V1's `dwconv` and V2's `dwconv2`."""
-    del num_rows
+    del spec
     return Layout(
         _name,
         {"conv": _PARAMETERS, "depthwise": _PARAMETERS, "dense": _PARAMETERS, "norm": _NORM},
@@ -111,7 +111,7 @@ def _read_keras2(root: Any) -> Tensors:
 def _read_keras3(root: Any, spec: Spec) -> Tensors:
     """Keras 3 numbers the layers of each class in their order, and their variables."""
     counts: collections.Counter[str] = collections.Counter()
-    leaf_names = keras_layout(len(spec.rows)).leaf_names
+    leaf_names = keras_layout(spec).leaf_names
     tensors = {}
     seen = set()
     for layer in list_layers(spec):

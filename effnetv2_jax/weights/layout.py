@@ -55,7 +55,10 @@ def list_layers(spec: Spec) -> tuple[Layer, ...]:
     for index, block in enumerate(unroll(spec)):
         for role, kind in _block_layers(block):
             layers.append(Layer(f"blocks_{index}/{role}", kind, "se/" in role, block, index))
-    head = [Layer("head_conv", "conv"), Layer("head_bn", "norm")]
+        if block.operation == "bottleneck" and not block.has_skip:
+            layers.append(Layer(f"shortcut_{index}/conv", "conv", block=block, index=index))
+            layers.append(Layer(f"shortcut_{index}/bn", "norm", block=block, index=index))
+    head = [Layer("head_conv", "conv"), Layer("head_bn", "norm")] if spec.head_filters else []
     return (*layers, *head, Layer("classifier", "dense", has_bias=True))
 
 
@@ -63,7 +66,10 @@ def _block_layers(block: Block) -> list[tuple[str, Kind]]:
     if block.operation == "fused" and block.expansion == 1:
         return [("conv", "conv"), ("bn", "norm")]
     layers: list[tuple[str, Kind]] = []
-    if block.expansion != 1:
+    if block.operation == "bottleneck":
+        layers += [("reduce_conv", "conv"), ("reduce_bn", "norm")]
+        layers += [("spatial_conv", "conv"), ("spatial_bn", "norm")]
+    elif block.expansion != 1:
         layers += [("expand_conv", "conv"), ("expand_bn", "norm")]
     if block.operation == "mbconv":
         layers += [("depthwise_conv", "depthwise"), ("depthwise_bn", "norm")]

@@ -83,8 +83,8 @@ class ModelSpec:
                 )
 
     def create_model(self, **overrides: Any) -> Any:
-        """The network; `overrides` are those of `models.efficientnet.create_model`."""
-        from effnetv2_jax.models.efficientnet import create_model
+        """The network; `overrides` are those of `models.create.create_model`."""
+        from effnetv2_jax.models.create import create_model
 
         return create_model(
             self.variant,

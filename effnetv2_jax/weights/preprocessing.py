@@ -23,7 +23,12 @@ _TORCHVISION = {
     "efficientnetv2-s": (384, 384, "bilinear"),
     "efficientnetv2-m": (480, 480, "bilinear"),
     "efficientnetv2-l": (480, 480, "bicubic"),
+    # torchvision/models/resnet.py.
+    "resnet50": (232, 224, "bilinear"),
+    "resnet152": (232, 224, "bilinear"),
 }
+# torchvision leaves PyTorch's default in these; the others have TensorFlow's.
+_PYTORCH_EPSILON = (*(f"efficientnet-b{i}" for i in range(5)), "resnet50", "resnet152")
 _SMALL_V2 = tuple(f"efficientnetv2-b{i}" for i in range(4))
 
 
@@ -50,8 +55,7 @@ def default_preprocessing(source: str, variant: str, num_classes: int) -> dict[s
             "crop": "center",
             "crop_fraction": size / short_side,
             "resize": f"{kernel}_antialias",
-            # torchvision leaves PyTorch's default in V1-B0 to B4.
-            "bn_epsilon": 1e-5 if variant in list(_TORCHVISION)[:5] else 1e-3,
+            "bn_epsilon": 1e-5 if variant in _PYTORCH_EPSILON else 1e-3,
         }
     if source == "plain_pytorch":
         return {

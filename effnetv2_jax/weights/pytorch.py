@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.models.specs import Spec
 from effnetv2_jax.weights.layout import Layer, Layout, Tensors
 
 _PARAMETERS = {"kernel": "weight", "bias": "bias"}
@@ -77,7 +78,7 @@ def _timm_name(layer: Layer) -> str:
     return f"blocks.{layer.block.row}.{layer.block.repeat}.{names[layer.role]}"
 
 
-def _torchvision_layout(num_rows: int) -> Layout:
+def _torchvision_efficientnet(num_rows: int) -> Layout:
     ends = {
         "stem_conv": "features.0.0",
         "stem_bn": "features.0.1",
@@ -104,6 +105,27 @@ def _torchvision_layout(num_rows: int) -> Layout:
         return f"features.{block.row + 1}.{block.repeat}.block.{place}"
 
     return _layout(name)
+
+
+_RESNET_ENDS = {"stem_conv": "conv1", "stem_bn": "bn1", "classifier": "fc"}
+_RESNET_ROLES = {
+    "reduce_conv": "conv1",
+    "reduce_bn": "bn1",
+    "spatial_conv": "conv2",
+    "spatial_bn": "bn2",
+    "project_conv": "conv3",
+    "project_bn": "bn3",
+    "conv": "downsample.0",
+    "bn": "downsample.1",
+}
+
+
+def _resnet_name(layer: Layer) -> str:
+    """torchvision/models/resnet.py."""
+    block = layer.block
+    if block is None:
+        return _RESNET_ENDS[layer.role]
+    return f"layer{block.row + 1}.{block.repeat}.{_RESNET_ROLES[layer.role]}"
 
 
 _LUKEMELAS_ENDS = {
@@ -165,26 +187,28 @@ def _plain_name(layer: Layer) -> str:
     return f"blocks.{layer.index}.{_PLAIN_ROLES[layer.role]}"
 
 
-def timm_layout(num_rows: int) -> Layout:
+def timm_layout(spec: Spec) -> Layout:
     """timm's `tf_efficientnet*` models."""
-    del num_rows
+    del spec
     return _layout(_timm_name)
 
 
-def torchvision_layout(num_rows: int) -> Layout:
-    """torchvision's models; a variant of `num_rows` rows."""
-    return _torchvision_layout(num_rows)
+def torchvision_layout(spec: Spec) -> Layout:
+    """torchvision's models; those of timm's ResNets are the same."""
+    if spec.family == "resnet":
+        return _layout(_resnet_name)
+    return _torchvision_efficientnet(len(spec.rows))
 
 
-def efficientnet_pytorch_layout(num_rows: int) -> Layout:
+def efficientnet_pytorch_layout(spec: Spec) -> Layout:
     """The package efficientnet_pytorch and those that are made after it."""
-    del num_rows
+    del spec
     return _layout(_lukemelas_name)
 
 
-def plain_pytorch_layout(num_rows: int) -> Layout:
+def plain_pytorch_layout(spec: Spec) -> Layout:
     """The re-implementation with `stem`, `blocks` in one list, and `head`."""
-    del num_rows
+    del spec
     return _layout(_plain_name)
 
 

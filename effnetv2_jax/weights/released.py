@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.models.specs import Spec
 from effnetv2_jax.weights.layout import Layer, Layout, Tensors
 
 _EMA = "/ExponentialMovingAverage"
@@ -45,9 +46,9 @@ def _name(layer: Layer) -> str:
     return f"blocks_{layer.index}/{name}"
 
 
-def released_layout(num_rows: int) -> Layout:
+def released_layout(spec: Spec) -> Layout:
     """The names behind the prefix, which is the variant's."""
-    del num_rows
+    del spec
     return Layout(
         _name,
         {

@@ -132,7 +132,9 @@ def _fill_torch(model: Any, weights: RandomWeights, images: np.ndarray) -> None:
 
     damped = set()
     for module in model.modules():
-        if _is_residual(module):
+        if type(module).__name__ == "Bottleneck":  # torchvision's ResNet
+            damped.add(module.bn3)
+        elif _is_residual(module):
             damped.add([m for m in module.modules() if isinstance(m, nn.BatchNorm2d)][-1])
     with torch.no_grad():
         for module in model.modules():

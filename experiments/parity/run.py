@@ -29,7 +29,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.models.specs import get_spec
 from effnetv2_jax.weights.convert import Converted, convert, convert_back
+from effnetv2_jax.weights.layout import list_layers
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parents[1]
@@ -130,6 +132,7 @@ def rows() -> Iterator[Row]:
         yield Row("keras", f"{_V2}-b{index}", size, _KERAS)
         yield Row("timm", f"{_V1}-b{index}", size)
     yield Row("torchvision", f"{_V1}-b4", ODD)
+    yield Row("torchvision", "resnet152", EVEN)
     for name, size in (("m", ODD), ("l", EVEN)):
         yield Row("torchvision", f"{_V2}-{name}", size)
         yield Row("plain_pytorch", f"{_V2}-{name}", size)
@@ -143,12 +146,13 @@ def rows() -> Iterator[Row]:
 
 
 def _small(size: int, *, checks_all: bool) -> Iterator[Row]:
-    """B0, Lite0 and S of every library; `checks_all` adds gradients and a training step."""
+    """B0, Lite0, S, ResNet-50 of the libraries; `checks_all` adds gradients and a train step."""
     checks = {"gradient": checks_all, "train": checks_all}
     yield Row("timm", f"{_V2}-b0", size, **checks)
     yield Row("timm", f"{_V1}-b0", size, **checks)
     yield Row("timm", f"{_V1}-lite0", size, **checks)
     yield Row("torchvision", f"{_V1}-b0", size, **checks)
+    yield Row("torchvision", "resnet50", size, **checks)
     yield Row("efficientnet_pytorch", f"{_V1}-b0", size, **checks)
     yield Row("keras", f"{_V2}-b0", size, _KERAS, **checks)
     yield Row("released", f"{_V2}-b0", size, _BUNDLE, **checks)
@@ -251,9 +255,15 @@ def _train_error(converted: Converted, numbers: dict[str, np.ndarray]) -> float:
 
     logits, updated = step(converted.variables, numbers["train_images"])
     errors = [scaled_difference(logits, numbers["train_logits"])]
-    for end, layer in (("first", "stem_bn"), ("last", "head_bn")):
+    statistics = flatten_dict(updated["batch_stats"], sep="/")
+    norms = [
+        layer.path
+        for layer in list_layers(get_spec(converted.spec.variant))
+        if layer.kind == "norm"
+    ]
+    for end, path in (("first", norms[0]), ("last", norms[-1])):
         for leaf in ("mean", "var"):
-            ours = np.asarray(updated["batch_stats"][layer][leaf], np.float64)
+            ours = np.asarray(statistics[f"{path}/{leaf}"], np.float64)
             theirs = numbers[f"{end}_{leaf}"]
             errors.append(float(np.max(np.abs(ours - theirs)) / np.std(theirs)))
     return max(errors)

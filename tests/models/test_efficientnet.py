@@ -20,7 +20,8 @@ import pytest
 import effnetv2_jax
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.models import efficientnet, specs
-from effnetv2_jax.models.efficientnet import EfficientNet, FusedMBConv, MBConv, create_model
+from effnetv2_jax.models.create import create_model
+from effnetv2_jax.models.efficientnet import EfficientNet, FusedMBConv, MBConv
 from effnetv2_jax.models.layers import (
     batch_positions,
     classifier_init,
@@ -52,12 +53,19 @@ COUNTS = {
     "efficientnet-b5": (30_389_784, 172_736, 738, 506),
     "efficientnet-b6": (43_040_704, 224_432, 852, 584),
     "efficientnet-b7": (66_347_960, 310_720, 1037, 711),
+    # Table 3: 20.0M, 43.4M and 132.0M.
+    "efficientnet-b4-fused-1-3": (19_944_398, 121_216, 520, 348),
+    "efficientnet-b4-fused-1-5": (43_361_152, 104_464, 466, 306),
+    "efficientnet-b4-fused-1-7": (131_954_632, 71_056, 376, 236),
     # As timm counts its tf_efficientnet_lite models.
     "efficientnet-lite0": (4_652_008, 42_016, 247, 149),
     "efficientnet-lite1": (5_416_680, 53_664, 322, 194),
     "efficientnet-lite2": (6_092_072, 58_096, 322, 194),
     "efficientnet-lite3": (8_197_096, 76_672, 367, 221),
     "efficientnet-lite4": (13_006_568, 112_368, 457, 275),
+    # As torchvision counts them (Keras's convolutions have biases too).
+    "resnet50": (25_557_032, 53_120, 267, 161),
+    "resnet152": (60_192_808, 151_424, 777, 467),
 }
 # Squeeze-excitation's inner width in the first block of a row and in the others: a quarter of
 # the block's input, which in the first block is the row before.
@@ -71,7 +79,7 @@ SQUEEZE_WIDTHS = {
     "efficientnetv2-l": [(24, 48), (48, 56), (56, 96), (96, 160)],
     "efficientnetv2-xl": [(24, 48), (48, 64), (64, 128), (128, 160)],
 }
-V1 = [variant for variant in COUNTS if variant.startswith("efficientnet-")]
+BASELINES = [variant for variant in COUNTS if not variant.startswith("efficientnetv2-")]
 # Rows of Fused-MBConv blocks come first and have no squeeze-excitation.
 NUM_BLOCKS = {
     "efficientnetv2-b0": (1, 2, 2, 3, 5, 8),
@@ -179,7 +187,7 @@ def _run_blocks(model, variables, images, rngs=None, **kwargs):
 @pytest.mark.parametrize("table", [SQUEEZE_WIDTHS, NUM_BLOCKS])
 def test_the_tables_cover_every_variant(table):
     assert sorted(COUNTS) == sorted(list_variants()) == sorted(effnetv2_jax.list_variants())
-    assert sorted([*table, *V1]) == sorted(COUNTS)
+    assert sorted([*table, *BASELINES]) == sorted(COUNTS)
 
 
 @pytest.mark.parametrize("variant", COUNTS)

@@ -12,7 +12,7 @@ import pytest
 
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.memory import Fit
-from effnetv2_jax.models.efficientnet import create_model
+from effnetv2_jax.models.create import create_model
 from effnetv2_jax.models.multiply_adds import count_multiply_adds
 from effnetv2_jax.recipes import imagenet1k
 from effnetv2_jax.tools.tpu_compile import (

@@ -22,7 +22,7 @@ ORDER = ("kernel", "gamma", "beta", "bias", "moving_mean", "moving_variance")
 
 def names(variant):
     spec = get_spec(variant)
-    return {e.ours: e.theirs for e in keras_layout(len(spec.rows)).entries(spec)}
+    return {e.ours: e.theirs for e in keras_layout(spec).entries(spec)}
 
 
 def layers_of(spec, variables):
@@ -30,7 +30,7 @@ def layers_of(spec, variables):
     flat = flatten_dict(variables, sep="/")
     table = get_spec(spec.variant)
     layers = {}
-    for entry in keras_layout(len(table.rows)).entries(table):
+    for entry in keras_layout(table).entries(table):
         layer, _, leaf = entry.theirs.rpartition("/")
         layers.setdefault(layer, {})[leaf] = entry.to_theirs(flat[entry.ours])
     return layers

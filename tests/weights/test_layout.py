@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import pytest
 
+from effnetv2_jax.errors import InputError
 from effnetv2_jax.models.specs import get_spec, list_variants
 from effnetv2_jax.weights.convert import SOURCES, TARGETS
 from effnetv2_jax.weights.model_folder import ModelSpec, expected_shapes
@@ -21,12 +22,15 @@ def shapes(variant):
 
 def entries(layout, variant):
     spec = get_spec(variant)
-    return SOURCES[layout].layout(len(spec.rows)).entries(spec)
+    return SOURCES[layout].layout(spec).entries(spec)
 
 
 def has(layout, variant):
     # The package efficientnet_pytorch has V1 and Lite alone.
-    return layout != "efficientnet_pytorch" or not variant.startswith("efficientnetv2")
+    is_fused = variant.startswith("efficientnetv2") or "fused" in variant
+    return get_spec(variant).family in SOURCES[layout].families and not (
+        layout == "efficientnet_pytorch" and is_fused
+    )
 
 
 @pytest.mark.parametrize("variant", list_variants())
@@ -36,6 +40,11 @@ def test_a_layout_covers_exactly_the_tensors_of_the_network(variant):
         theirs = [entry.theirs for entry in entries(layout, variant)]
         assert sorted(ours) == sorted(shapes(variant)), layout
         assert len(set(theirs)) == len(theirs), layout
+
+
+def test_a_network_that_a_source_lacks_is_refused():
+    with pytest.raises(InputError, match="timm has no resnet50 here: choose torchvision"):
+        SOURCES["timm"].entries("timm", "resnet50")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -41,6 +41,7 @@ SMALL = {
     ("timm", "efficientnet-lite0"),
     ("torchvision", "efficientnetv2-s"),
     ("torchvision", "efficientnet-b0"),
+    ("torchvision", "resnet50"),
     ("keras", "efficientnetv2-b0"),
     ("plain_pytorch", "efficientnetv2-s"),
     ("efficientnet_pytorch", "efficientnet-b0"),
@@ -117,7 +118,7 @@ def test_an_activation_after_the_sum_is_noticed(b1, monkeypatch):
         kind = ActivatesLate if block.expansion == 1 else efficientnet.FusedMBConv
         return kind(block, *args, **kwargs)
 
-    monkeypatch.setitem(efficientnet._OPERATIONS, "fused", fused)
+    monkeypatch.setitem(efficientnet.EfficientNet.OPERATIONS, "fused", fused)
     assert measure(converted, numbers) > 2 * run.MAX_MEASURE
 
 

@@ -113,7 +113,7 @@ def test_names_are_those_of_the_libraries(variant, examples):
     spec = get_spec(variant)
     for ours, names in examples.items():
         for layout, expected in names.items():
-            entries = SOURCES[layout].layout(len(spec.rows)).entries(spec)
+            entries = SOURCES[layout].layout(spec).entries(spec)
             (theirs,) = [entry.theirs for entry in entries if entry.ours == ours]
             assert theirs == expected, (layout, ours)
 

@@ -38,7 +38,7 @@ def numbers(*values):
 
 def names(variant):
     spec = get_spec(variant)
-    return {e.ours: e.theirs for e in released_layout(len(spec.rows)).entries(spec)}
+    return {e.ours: e.theirs for e in released_layout(spec).entries(spec)}
 
 
 def test_the_names_of_s():
@@ -142,7 +142,7 @@ def test_a_whole_network(tmp_path, tiny_weights):
 
     flat = flatten_dict(variables, sep="/")
     table = get_spec(spec.variant)
-    entries = SOURCES["released"].layout(len(table.rows)).entries(table)
+    entries = SOURCES["released"].layout(table).entries(table)
     tensors = {f"tiny/{e.theirs}": e.to_theirs(flat[e.ours]) for e in entries}
     averaged = {name + EMA: value for name, value in tensors.items()}
     plain = {name: value + 1 for name, value in tensors.items()}

@@ -1,0 +1,1 @@
+"""The paper's tables and figures, each against this project: `python -m experiments`."""

@@ -1,0 +1,161 @@
+"""The TPU compiler's estimates of a run's steps, compiled once for all experiments.
+
+They are rows of `experiments/tpu_compile/results.csv`, written by `tools.tpu_compile`, which
+compiles for TPUv3 on any machine. What is there already is not compiled again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from effnetv2_jax.errors import InputError
+from effnetv2_jax.tools.tpu_compile import STEPS, Row, estimated_hours, plan_of, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "tpu_compile" / "results.csv"
+POD = "v3:4x4"  # The paper's 32 cores.
+CORES = 32
+# Of the items that rest on it, for `experiment.Item.packages`.
+PACKAGES = ("jax", "libtpu")
+
+# A step that is compiled as it is, as the paper timed it: neither micro-batches nor
+# rematerialisation.
+_AS_IT_IS = {"memory.micro_batches": "1", "memory.remat_groups": "0"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A configuration whose steps are compiled.
+
+    Attributes:
+      config: file and argument, as `configs/v1.py:b4`.
+      overrides: key -> value, as `--config.KEY=VALUE` would have them.
+      steps: of `tpu_compile.STEPS`.
+    """
+
+    config: str
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    steps: tuple[str, ...] = STEPS
+
+    def load(self) -> ConfigDict:
+        """The configuration."""
+        name, _, argument = self.config.partition(":")
+        spec = importlib.util.spec_from_file_location("config", ROOT / name)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config: ConfigDict = module.get_config(argument or None)
+        config.update_from_flattened_dict(dict(self.overrides))
+        return config
+
+    def known_rows(self) -> list[Row] | None:
+        """The rows of every step, in order; None if one was not compiled yet."""
+        config = self.load()
+        plan = plan_of(config)
+        run = f"{config.model.variant} on {config.data.name}"
+        is_fixed = (config.memory.micro_batches, config.memory.remat_groups) == ("1", "0")
+        rows = [
+            row
+            for row in read_rows(RESULTS)
+            if (row.run, row.topology) == (run, POD)
+            and (row.micro_batches + row.remat_groups == 1 if is_fixed else row.fits)
+        ]
+
+        def find(step: str, size: int, per_core: int) -> Row | None:
+            key = (step, size, per_core)
+            found = [r for r in rows if (r.step, r.image_size, r.batch_per_core) == key]
+            return found[-1] if found else None
+
+        wanted: list[Row | None] = []
+        if "train" in self.steps:
+            for stage in plan.stages:
+                row = find("train", stage.image_size, config.batch_size // CORES)
+                wanted.append(row and dataclasses.replace(row, steps=stage.num_steps))
+        if "eval" in self.steps:
+            per_core = -(-config.eval.batch_size // CORES)
+            row = find("eval", config.eval.image_size, per_core)
+            # Of the weights and of their average, on evaluation split and minival.
+            splits = filter(None, (plan.num_eval_examples, config.data.minival_examples))
+            batches = sum(-(-examples // (per_core * CORES)) for examples in splits)
+            evaluations = plan.total_steps // plan.eval_every_steps
+            wanted.append(row and dataclasses.replace(row, steps=2 * batches * evaluations))
+        return None if None in wanted else [row for row in wanted if row is not None]
+
+    def rows(self) -> list[Row]:
+        """The rows of every step, compiled now where they are missing.
+
+        Raises:
+          InputError: the compiler is not there, or failed.
+        """
+        rows = self.known_rows()
+        if rows is not None:
+            return rows
+        flags = [f"--config={self.config}", f"--topology={POD}", f"--results={RESULTS}"]
+        flags += [f"--steps={','.join(self.steps)}"]
+        flags += [f"--config.{name}={value}" for name, value in self.overrides.items()]
+        command = [sys.executable, "-m", "effnetv2_jax.tools.tpu_compile", *flags]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        rows = self.known_rows()
+        if rows is None:
+            raise InputError(
+                f"`{' '.join(command[1:])}` ended with status {done.returncode} and without a row "
+                "for every step: see above."
+            )
+        return rows
+
+    def hours(self) -> float:
+        """Of the whole run on 32 cores, without input and compilation; NaN if a step is missing."""
+        rows = self.known_rows()
+        if not rows or not all(row.fits for row in rows):
+            return math.nan
+        return estimated_hours(rows)
+
+
+def train_step(config: str, image_size: int, batch_per_core: int) -> Run:
+    """The train step of one image size as it is, without micro-batches or rematerialisation."""
+    overrides = {
+        "progressive.num_stages": 1,
+        "progressive.order": "rising",
+        "progressive.image_size": (image_size, image_size),
+        "batch_size": CORES * batch_per_core,
+        **_AS_IT_IS,
+    }
+    return Run(config, overrides, steps=("train",))
+
+
+def eval_step(config: str, image_size: int, batch_per_core: int) -> Run:
+    """The evaluation step of one image size."""
+    overrides = {"eval.image_size": image_size, "eval.batch_size": CORES * batch_per_core}
+    return Run(config, overrides, steps=("eval",))
+
+
+def step_quantities(run: Run) -> dict[str, float | str]:
+    """What an experiment's rows say of a run of one step."""
+    (row,) = run.rows()
+    if not row.fits:
+        return {"images/s/core": "out of memory", "memory, GiB": row.memory_gib}
+    return {
+        "images/s/core": row.images_per_second_per_core,
+        "ms": row.estimated_ms,
+        "memory, GiB": row.memory_gib,
+    }
+
+
+def hours_quantities(run: Run) -> dict[str, float | str]:
+    """What an experiment's rows say of a whole run."""
+    rows = run.rows()
+    hours = run.hours()
+    return {
+        "hours": "out of memory" if math.isnan(hours) else hours,
+        "compile seconds": sum(row.compile_seconds for row in rows),
+    }
