@@ -9,15 +9,20 @@ import jax.numpy as jnp
 
 from effnetv2_jax.models.create import create_model
 from effnetv2_jax.models.multiply_adds import count_multiply_adds
+from effnetv2_jax.models.network import Network
 
 
-def quantities(variant: str, image_size: int, num_classes: int = 1000) -> dict[str, float | int]:
-    """What an experiment's rows say of a network at an image size (pixels)."""
-    model = create_model(variant, num_classes=num_classes)
+def quantities(variant: str, image_size: int) -> dict[str, float | int]:
+    """What an experiment's rows say of a variant of 1,000 classes at an image size (pixels)."""
+    return quantities_of(create_model(variant), image_size)
+
+
+def quantities_of(network: Network, image_size: int) -> dict[str, float | int]:
+    """Likewise of any network."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
-    multiply_adds = sum(cost.multiply_adds for cost in count_multiply_adds(model, image_size))
+    multiply_adds = sum(cost.multiply_adds for cost in count_multiply_adds(network, image_size))
     return {
         "parameters": parameters,
         "parameters, M": parameters / 1e6,

@@ -6,7 +6,9 @@ compiles for TPUv3 on any machine. What is there already is not compiled again.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -19,7 +21,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.tools.tpu_compile import STEPS, Row, estimated_hours, plan_of, read_rows
+from effnetv2_jax.tools.tpu_compile import (
+    STEPS,
+    Row,
+    estimated_hours,
+    plan_of,
+    read_rows,
+    title,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "tpu_compile" / "results.csv"
@@ -55,20 +64,56 @@ class Run:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config: ConfigDict = module.get_config(argument or None)
-        config.update_from_flattened_dict(dict(self.overrides))
+        values = {}
+        for key, value in self.overrides.items():
+            current = functools.reduce(lambda section, name: section[name], key.split("."), config)
+            is_text = isinstance(value, str) and not isinstance(current, str)
+            values[key] = ast.literal_eval(value) if is_text else value
+        config.update_from_flattened_dict(values)
         return config
 
     def known_rows(self) -> list[Row] | None:
-        """The rows of every step, in order; None if one was not compiled yet."""
+        """The rows of every step, in order; None if one was not compiled yet.
+
+        A step that is compiled as it is may be one that does not fit.
+        """
+        config = self.load()
+        memory = (config.memory.micro_batches, config.memory.remat_groups)
+        return self._find(as_it_is=memory == ("1", "0"), fitting=memory != ("1", "0"))
+
+    def rows(self) -> list[Row]:
+        """The rows of every step, compiled now where they are missing.
+
+        Raises:
+          InputError: the compiler is not there, or failed.
+        """
+        rows = self.known_rows()
+        if rows is not None:
+            return rows
+        flags = [f"--config={self.config}", f"--topology={POD}", f"--results={RESULTS}"]
+        flags += [f"--steps={','.join(self.steps)}"]
+        flags += [f"--config.{name}={value}" for name, value in self.overrides.items()]
+        command = [sys.executable, "-m", "effnetv2_jax.tools.tpu_compile", *flags]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        # Status 1: a step does not fit however it is cut down.
+        rows = self._find(as_it_is=False, fitting=False) if done.returncode == 1 else None
+        rows = self.known_rows() or rows
+        if rows is None:
+            raise InputError(
+                f"`{' '.join(command[1:])}` ended with status {done.returncode} and without a row "
+                "for every step: see above."
+            )
+        return rows
+
+    def _find(self, *, as_it_is: bool, fitting: bool) -> list[Row] | None:
         config = self.load()
         plan = plan_of(config)
-        run = f"{config.model.variant} on {config.data.name}"
-        is_fixed = (config.memory.micro_batches, config.memory.remat_groups) == ("1", "0")
         rows = [
             row
             for row in read_rows(RESULTS)
-            if (row.run, row.topology) == (run, POD)
-            and (row.micro_batches + row.remat_groups == 1 if is_fixed else row.fits)
+            if (row.run, row.topology) == (title(config), POD)
+            and (row.fits or not fitting)
+            and (row.micro_batches + row.remat_groups == 1 or not as_it_is)
         ]
 
         def find(step: str, size: int, per_core: int) -> Row | None:
@@ -90,28 +135,6 @@ class Run:
             evaluations = plan.total_steps // plan.eval_every_steps
             wanted.append(row and dataclasses.replace(row, steps=2 * batches * evaluations))
         return None if None in wanted else [row for row in wanted if row is not None]
-
-    def rows(self) -> list[Row]:
-        """The rows of every step, compiled now where they are missing.
-
-        Raises:
-          InputError: the compiler is not there, or failed.
-        """
-        rows = self.known_rows()
-        if rows is not None:
-            return rows
-        flags = [f"--config={self.config}", f"--topology={POD}", f"--results={RESULTS}"]
-        flags += [f"--steps={','.join(self.steps)}"]
-        flags += [f"--config.{name}={value}" for name, value in self.overrides.items()]
-        command = [sys.executable, "-m", "effnetv2_jax.tools.tpu_compile", *flags]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
-        rows = self.known_rows()
-        if rows is None:
-            raise InputError(
-                f"`{' '.join(command[1:])}` ended with status {done.returncode} and without a row "
-                "for every step: see above."
-            )
-        return rows
 
     def hours(self) -> float:
         """Of the whole run on 32 cores, without input and compilation; NaN if a step is missing."""
@@ -154,8 +177,6 @@ def step_quantities(run: Run) -> dict[str, float | str]:
 def hours_quantities(run: Run) -> dict[str, float | str]:
     """What an experiment's rows say of a whole run."""
     rows = run.rows()
-    hours = run.hours()
-    return {
-        "hours": "out of memory" if math.isnan(hours) else hours,
-        "compile seconds": sum(row.compile_seconds for row in rows),
-    }
+    if not all(row.fits for row in rows):
+        return {"hours": "out of memory"}
+    return {"hours": estimated_hours(rows)}

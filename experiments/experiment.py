@@ -12,16 +12,17 @@ import csv
 import dataclasses
 import datetime
 import math
-import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-# Nothing here computes on an accelerator, and the TPU compiler must not look for one.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.progressive import format_stages
+from effnetv2_jax.tools.tpu_compile import plan_of
+from experiments.estimates import Run
 from experiments.provenance import commit, host, versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +34,7 @@ SCALES = {
     TPU_ESTIMATE: "the TPU compiler's estimate for 32 cores of TPUv3, without a TPU",
     CPU: "measured on this machine's processor",
     PROXY: "really trained, small enough for two CPU cores",
-    PAPER: "full size: prints the commands, which need a pod",
+    PAPER: "full size: prints the commands, which need a pod, and their stages",
 }
 NOT_RUN = "not run at this scale"
 
@@ -188,12 +189,18 @@ class Experiment:
         return ", ".join(parts)
 
     def paper_plan(self) -> str:
-        """The commands of the full size."""
+        """The commands of the full size, each with the stages that follow from it."""
         if not self.paper_runs:
             return f"{self.name} has nothing to run on a pod."
-        width = max(len(what) for what, _ in self.paper_runs)
         lines = [f"{self.name} on 32 cores of TPUv3, not run by this project:"]
-        lines += [f"  {what:<{width}}  {command}" for what, command in self.paper_runs]
+        for what, line in self.paper_runs:
+            lines += ["", f"{what}: {line}"]
+            flags = dict(re.findall(r"^--(config[\w.]*)=(.*)$", "\n".join(shlex.split(line)), re.M))
+            if "config" in flags:
+                config = flags.pop("config")
+                overrides = {key.removeprefix("config."): value for key, value in flags.items()}
+                plan = plan_of(Run(config, overrides).load())
+                lines += [f"{plan.total_steps:,} steps", format_stages(plan.stages)]
         return "\n".join(lines)
 
     def _append(self, item: Item, quantities: Mapping[str, Value], seconds: float) -> None:
@@ -270,15 +277,14 @@ def write_tables(page: Path, tables: Mapping[str, str]) -> None:
 def command(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     """The command line of one experiment."""
     items = experiment.items()
-    scales = [scale for scale in SCALES if any(item.scale == scale for item in items)]
+    scales = [s for s in SCALES if s in (EXACT, PAPER) or any(i.scale == s for i in items)]
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{experiment.name}",
         description=experiment.question,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="scales:\n" + "\n".join(f"  {name:<12} {what}" for name, what in SCALES.items()),
     )
-    choices = [*scales, PAPER]
-    parser.add_argument("--scale", choices=choices, default=scales[0] if scales else PAPER)
+    parser.add_argument("--scale", choices=scales, default=EXACT)
     chosen = parser.parse_args(arguments).scale
     if chosen == PAPER:
         print(experiment.paper_plan())

@@ -97,7 +97,7 @@ class Row:
       utilisation: share of the peak arithmetic, by the estimate.
       error: what the compiler said if it does not fit.
       topology: for which it was compiled.
-      run: variant and data set.
+      run: see `title`.
       program: the first digits of a checksum of the step before the compiler saw it.
       jax: version.
       libtpu: version.
@@ -133,6 +133,18 @@ class Row:
     def identity(self) -> tuple[str, ...]:
         """What two rows share that need one compilation."""
         return self.program, self.topology, self.jax, self.libtpu
+
+
+def title(config: ConfigDict) -> str:
+    """A run's network and data set in words."""
+    model = config.model
+    scaled = [
+        f"{name} x {value:g}"
+        for name, value in (("width", model.width_multiplier), ("depth", model.depth_multiplier))
+        if value != 1.0
+    ]
+    network = f"{model.variant} ({', '.join(scaled)})" if scaled else model.variant
+    return f"{network} on {config.data.name}"
 
 
 def plan_of(config: ConfigDict) -> Plan:
@@ -202,7 +214,7 @@ def compile_steps(
     kind = DEVICE_KINDS[topology.partition(":")[0]]
     provenance = {
         "topology": topology,
-        "run": f"{config.model.variant} on {config.data.name}",
+        "run": title(config),
         "jax": jax.__version__,
         "libtpu": importlib.metadata.version("libtpu"),
     }

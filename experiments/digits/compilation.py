@@ -1,6 +1,6 @@
 """How long the demo waits for the compiler: with an empty cache, and with all programs in it.
 
-    python experiments/digits/compilation.py
+    python -m experiments.digits.compilation
 
 Each row of `compilation.csv` is one run of `configs/digits.py` from the start, in a process of its
 own; both use one cache of compiled programs, which is empty before the first.

@@ -1,6 +1,6 @@
 """Milliseconds of a gradient of configs/fashion_mnist.py's network, by image size.
 
-    python experiments/fashion_mnist/step_time.py --append=experiments/fashion_mnist/step_times.csv
+    python -m experiments.fashion_mnist.step_time --append=experiments/fashion_mnist/step_times.csv
 
 Run it with and without GLIBC_TUNABLES=glibc.malloc.hugetlb=1; a row says which. The best of eight
 gradients in train mode, batch 128, float32, on whatever JAX runs on.

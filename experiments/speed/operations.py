@@ -1,6 +1,6 @@
 """Where a step's time goes on the CPU: by kind of operation, and single layers on their own.
 
-    python experiments/speed/operations.py
+    python -m experiments.speed.operations
 
 `operations.csv` has the milliseconds that XLA's operations of each kind take in a step, by JAX's
 profiler; operations that run at the same time count twice. `layers.csv` has convolutions forward
@@ -14,7 +14,6 @@ import csv
 import functools
 import os
 import re
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -32,6 +31,7 @@ import numpy as np
 from effnetv2_jax.benchmark import ours
 from effnetv2_jax.benchmark.protocol import Work
 from effnetv2_jax.models.convolutions import DIMENSION_NUMBERS, convolution
+from experiments.provenance import commit, host
 
 FOLDER = Path(__file__).resolve().parent
 OPERATIONS = FOLDER / "operations.csv"
@@ -196,9 +196,6 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Writes both files."""
-    sys.path.insert(0, str(FOLDER))
-    from provenance import commit, host
-
     origin = {"jax": jax.__version__, "host": host(), "commit": commit()}
     _write(LAYERS, [{**row, **origin} for row in layers()])
     rows = []

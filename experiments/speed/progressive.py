@@ -1,6 +1,6 @@
 """How much sooner a run with progressive image sizes ends than one at the largest size.
 
-    python experiments/speed/progressive.py            # what is missing of progressive.csv
+    python -m experiments.speed.progressive            # what is missing of progressive.csv
 
 EfficientNetV2-B0 on synthetic images by `main` itself: the same epochs, augmentation, evaluation
 and checkpoints, at one size or in four stages with Table 6's ratios of sizes, scaled down. Each
@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import csv
 import datetime
-import sys
 import tempfile
 from pathlib import Path
 
+from experiments.digits.compilation import measure
+from experiments.provenance import commit, host
+
 FOLDER = Path(__file__).resolve().parent
-sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "digits")]
-from compilation import measure  # noqa: E402
-from provenance import commit, host  # noqa: E402
 
 RESULTS = FOLDER / "progressive.csv"
 

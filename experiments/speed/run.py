@@ -1,8 +1,8 @@
 """This project beside the libraries that one could use instead, on the CPU.
 
     make .venv-peers/installed-peers
-    .venv-peers/bin/python experiments/speed/run.py            # what is missing, then the tables
-    .venv-peers/bin/python experiments/speed/run.py --tables   # README's tables alone
+    .venv-peers/bin/python -m experiments.speed.run            # what is missing, then the tables
+    .venv-peers/bin/python -m experiments.speed.run --tables   # README's tables alone
 
 Each row of `results.csv` is one program on one piece of work (`tools.benchmark`): all programs of
 one piece run in turn, so only rows of the same piece may be compared. `progressive.csv` and
@@ -26,13 +26,12 @@ from typing import Any
 
 from effnetv2_jax.benchmark.protocol import WITHOUT_SPLIT, Work
 from effnetv2_jax.tools.benchmark import PEERS, Result, compare, format_results, startup
+from experiments.experiment import write_tables
+from experiments.provenance import commit, host
+from experiments.speed import progressive
+from experiments.speed.photographs import make_photographs
 
 FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER))
-import progressive  # noqa: E402
-from photographs import make_photographs  # noqa: E402
-from provenance import commit, host  # noqa: E402
-
 RESULTS = FOLDER / "results.csv"
 STARTUP = FOLDER / "startup.csv"
 TPU_RESULTS = FOLDER.parent / "tpu_compile" / "results.csv"
@@ -445,17 +444,6 @@ def tables(rows: Sequence[dict[str, str]]) -> dict[str, str]:
     return {name: "Not measured yet." if is_empty[name] else found[name] for name in found}
 
 
-def write_tables() -> None:
-    """Puts the tables between their marks in README."""
-    path = FOLDER / "README.md"
-    text = path.read_text(encoding="utf-8")
-    for name, table in tables(read()).items():
-        before, begin, rest = text.partition(f"<!-- {name} -->")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        text = f"{before}{begin}\n{table}\n{end}{after}"
-    path.write_text(text, encoding="utf-8")
-
-
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -473,7 +461,7 @@ def main() -> int:
             measure_startup()
         if "progressive" in arguments.topics:
             progressive.run_missing()
-    write_tables()
+    write_tables(FOLDER / "README.md", tables(read()))
     if any(row["topic"] == "growth" for row in read()):
         plot_growth(read())
     return 1 if refused else 0

@@ -1,7 +1,7 @@
 """What makes the train step of S faster, smaller or quicker to compile for a TPU: one by one.
 
-    python experiments/tpu_compile/levers.py              # what is missing in levers.csv
-    python experiments/tpu_compile/levers.py NAME...      # these, again
+    python -m experiments.tpu_compile.levers              # what is missing in levers.csv
+    python -m experiments.tpu_compile.levers NAME...      # these, again
 
 Each lever changes the program of EfficientNetV2-S at 300 px, 32 images on each of 32 TPUv3 cores,
 in one way and compiles it in a process of its own. Most of them do not help, and are kept here

@@ -1,8 +1,8 @@
 """Compiles the steps of the paper's runs for TPUv3, without a TPU, and draws up the tables.
 
     pip install -e '.[tpu]'
-    python experiments/tpu_compile/run.py            # what is missing in results.csv, and tables
-    python experiments/tpu_compile/run.py --tables   # README's tables alone
+    python -m experiments.tpu_compile.run            # what is missing in results.csv, and tables
+    python -m experiments.tpu_compile.run --tables   # README's tables alone
 
 Each command of `tools.tpu_compile` below runs in a process of its own, and its rows are added to
 `results.csv` one by one, so that a sweep that is stopped goes on where it was. All of it takes
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,15 +24,15 @@ from effnetv2_jax.tools.tpu_compile import (
     PAPER_HOURS,
     Row,
     estimated_hours,
-    plan_of,
     read_rows,
+    title,
 )
+from experiments.estimates import POD, RESULTS, Run
+from experiments.experiment import write_tables
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parents[1]
-RESULTS = FOLDER / "results.csv"
 
-POD = "v3:4x4"  # The paper's 32 cores.
 # Of a v3 chip, which has two cores: 340 TB/s of all-reduce bandwidth in a pod of 1,024 chips ("TPU
 # v3", Cloud TPU's page of that name).
 _EXCHANGED_BYTES_PER_SECOND = 340e12 / 1024
@@ -120,22 +119,10 @@ def goals_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _pod_run(rows: Sequence[Row], name: str) -> tuple[str, list[Row]]:
+def _pod_run(name: str) -> tuple[str, list[Row]]:
     """A run's title and the rows of its stages and evaluation; none if one is missing."""
-    config = runpy.run_path(str(REPOSITORY / "configs" / f"{name}.py"))["get_config"]()
-    plan = plan_of(config)
-    run = f"{config.model.variant} on {config.data.name}"
-    per_core = {"train": config.batch_size // 32, "eval": config.eval.batch_size // 32}
-    steps = [("train", stage.image_size) for stage in plan.stages]
-    steps.append(("eval", config.eval.image_size))
-    found = {
-        (row.step, row.image_size): row
-        for row in rows
-        if (row.run, row.topology) == (run, POD)
-        and row.fits
-        and row.batch_per_core == per_core.get(row.step)
-    }
-    return run, [found[step] for step in steps] if set(steps) <= set(found) else []
+    run = Run(f"configs/{name}.py")
+    return title(run.load()), run.known_rows() or []
 
 
 def fit_table(rows: Sequence[Row]) -> str:
@@ -146,7 +133,7 @@ def fit_table(rows: Sequence[Row]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in POD_RUNS:
-        run, of_run = _pod_run(rows, name)
+        run, of_run = _pod_run(name)
         if not of_run:
             lines.append(f"| {run} | not compiled | | | | | | |")
         for row in of_run[:-1]:
@@ -165,7 +152,7 @@ def hours_table(rows: Sequence[Row]) -> str:
         "| --- | --- | --- | --- |",
     ]
     for name in POD_RUNS:
-        run, of_run = _pod_run(rows, name)
+        run, of_run = _pod_run(name)
         paper = PAPER_HOURS[run]
         if of_run:
             hours = estimated_hours(of_run)
@@ -205,7 +192,7 @@ def cores_table(rows: Sequence[Row]) -> str:
                 if (
                     (row.step, row.topology, row.batch_per_core) == ("train", topology, 32)
                     and row.image_size == size
-                    and row.run == "efficientnetv2-s on imagenet2012"
+                    and _variant(row) == "efficientnetv2-s"
                 ):
                     exchange_ms = 2 * row.collective_mbytes * 1e9 / _EXCHANGED_BYTES_PER_SECOND
                     lines.append(
@@ -246,24 +233,12 @@ def tables() -> dict[str, str]:
     }
 
 
-def write_tables() -> None:
-    """Replaces what stands between the marks in README.md."""
-    path = FOLDER / "README.md"
-    text = path.read_text(encoding="utf-8")
-    for name, table in tables().items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = f"{before}{begin}{table}\n{end}{after}"
-    path.write_text(text, encoding="utf-8")
-
-
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tables", action="store_true", help="compile nothing")
     failed = 0 if parser.parse_args().tables else compile_all()
-    write_tables()
+    write_tables(FOLDER / "README.md", tables())
     if failed:
         print(f"error: {failed} commands failed, see above.", file=sys.stderr)
     return int(failed > 0)

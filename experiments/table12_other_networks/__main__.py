@@ -1,0 +1,185 @@
+"""Table 12: what progressive learning saves of the training time of ResNet and EfficientNet."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from effnetv2_jax.tools.tpu_compile import plan_of
+from experiments import counts, estimates, rank
+from experiments.experiment import (
+    EXACT,
+    TPU_ESTIMATE,
+    Experiment,
+    Item,
+    Rows,
+    Value,
+    command,
+    markdown,
+    shown,
+)
+
+# Configuration of the training at a fixed size -> the name in Table 12 (with the inference size),
+# top-1 in % and hours on 32 cores of TPUv3, then both with progressive learning.
+PAPER = {
+    "configs/resnet.py:50,224": ("ResNet50 (224)", 78.1, 4.9, 78.4, 3.5),
+    "configs/resnet.py:50,380": ("ResNet50 (380)", 80.0, 14.3, 80.3, 5.8),
+    "configs/resnet.py:152,380": ("ResNet152 (380)", 82.4, 15.5, 82.9, 7.2),
+    "configs/v1.py:b4": ("EfficientNet-B4", 82.9, 20.8, 83.1, 9.4),
+    "configs/v1.py:b5": ("EfficientNet-B5", 83.7, 42.9, 84.0, 15.2),
+}
+# Of equal size and unequal depth.
+_SHALLOW, _DEEP = "configs/resnet.py:50,380", "configs/resnet.py:152,380"
+
+
+def progressive(config: str) -> str:
+    """The same network with progressive learning."""
+    return f"{config},progressive=yes"
+
+
+def _configs() -> list[str]:
+    return [c for config in PAPER for c in (config, progressive(config))]
+
+
+def _exact(config: str) -> dict[str, Value]:
+    """What is counted: the network at its inference size, and the sizes it is trained at."""
+    loaded = estimates.Run(config).load()
+    plan = plan_of(loaded)
+    pixels = sum(stage.num_steps * stage.image_size**2 for stage in plan.stages)
+    return {
+        **counts.quantities(loaded.model.variant, loaded.eval.image_size),
+        "training sizes, px": ", ".join(str(stage.image_size) for stage in plan.stages),
+        "mean area of a training image, px": pixels / plan.total_steps,
+    }
+
+
+def items() -> Sequence[Item]:
+    """Each network with and without progressive learning."""
+    found = [Item(EXACT, c, functools.partial(_exact, c)) for c in _configs()]
+    for config in _configs():
+        measure = functools.partial(estimates.hours_quantities, estimates.Run(config))
+        found.append(
+            Item(TPU_ESTIMATE, config, measure, estimates.POD, packages=estimates.PACKAGES)
+        )
+    return found
+
+
+def _speed_ups(rows: Rows, quantity: str, scale: str) -> list[float]:
+    """Fixed size / progressive learning of each network."""
+    return [
+        rows.number(config, quantity, scale) / rows.number(progressive(config), quantity, scale)
+        for config in PAPER
+    ]
+
+
+def _by_area(rows: Rows) -> list[float]:
+    return _speed_ups(rows, "mean area of a training image, px", EXACT)
+
+
+def _by_estimate(rows: Rows) -> list[float]:
+    return _speed_ups(rows, "hours", TPU_ESTIMATE)
+
+
+def _by_paper() -> list[float]:
+    return [fixed / progressive for _, _, fixed, _, progressive in PAPER.values()]
+
+
+def tables(rows: Rows) -> Mapping[str, str]:
+    """Table 12 beside the paper's."""
+
+    def hours(config: str) -> str:
+        found = shown(rows.number(config, "hours", TPU_ESTIMATE), ".1f")
+        return found or rows.find(config, "hours", TPU_ESTIMATE)
+
+    exact = [
+        (
+            name,
+            shown(rows.number(config, "parameters, M"), ".2f"),
+            shown(rows.number(config, "FLOPs, G"), ".2f"),
+            rows.find(config, "training sizes, px"),
+            rows.find(progressive(config), "training sizes, px"),
+        )
+        for config, (name, *_) in PAPER.items()
+    ]
+    time = [
+        (name, hours(config), paper[1], hours(progressive(config)), paper[3], paper[0], paper[2])
+        for config, (name, *paper) in PAPER.items()
+    ]
+    speed_ups = [
+        (name, *(shown(value, ".2f") for value in line))
+        for (name, *_), *line in zip(
+            PAPER.values(), _by_area(rows), _by_estimate(rows), _by_paper(), strict=True
+        )
+    ]
+    depth = []
+    for what, ours, theirs, column in (
+        ("fixed size", _SHALLOW, _DEEP, 2),
+        ("progressive", progressive(_SHALLOW), progressive(_DEEP), 4),
+    ):
+
+        def ratio(quantity: str, shallow: str = ours, deep: str = theirs) -> str:
+            return shown(rows.number(deep, quantity) / rows.number(shallow, quantity), ".2f")
+
+        paper = PAPER[_DEEP][column] / PAPER[_SHALLOW][column]
+        depth.append((what, ratio("FLOPs, G"), ratio("hours"), f"{paper:.2f}"))
+    return {
+        "exact": markdown(
+            (
+                *("network", "parameters, M", "FLOPs, G", "training px, fixed"),
+                "training px, progressive",
+            ),
+            exact,
+        ),
+        "time": markdown(
+            (
+                *("network", "fixed size, h (estimate)", "the paper's"),
+                *("progressive, h (estimate)", "the paper's"),
+                *("top-1 in the paper, %, fixed", "progressive"),
+            ),
+            time,
+        ),
+        "speed_up": markdown(
+            ("network", "by area", "by the TPU compiler's estimate", "the paper's"), speed_ups
+        ),
+        "depth": markdown(
+            ("ResNet152 (380) / ResNet50 (380)", "FLOPs", "hours (estimate)", "the paper's hours"),
+            depth,
+        ),
+    }
+
+
+def answer(rows: Rows) -> str:
+    """How the speed-ups compare."""
+    parts = []
+    for what, ours in (
+        ("by area", _by_area(rows)),
+        ("by the TPU compiler's estimate", _by_estimate(rows)),
+    ):
+        known = [shown(value, ".2f", "not compiled yet") for value in ours]
+        text = known[0] if len(set(known)) == 1 else ", ".join(known)
+        correlation = rank.correlation(ours, _by_paper())
+        parts.append(f"{what}: {text} (rank correlation {shown(correlation, '.2f', 'none')})")
+    paper = ", ".join(f"{value:.2f}" for value in _by_paper())
+    return f"speed-up of training {'; '.join(parts)}; in the paper: {paper}"
+
+
+EXPERIMENT = Experiment(
+    folder=Path(__file__).resolve().parent,
+    question="How much training time does progressive learning save other networks?",
+    items=items,
+    tables=tables,
+    answer=answer,
+    paper_runs=tuple(
+        (
+            PAPER[config.removesuffix(",progressive=yes")][0]
+            + (", progressive" if config not in PAPER else ""),
+            f"python -m effnetv2_jax.main --config={config} --workdir=DIR",
+        )
+        for config in _configs()
+    ),
+)
+
+if __name__ == "__main__":
+    sys.exit(command(EXPERIMENT))
