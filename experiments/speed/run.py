@@ -117,7 +117,11 @@ def pieces(threads: int) -> Iterator[Piece]:
         (_M, 480, 1, _PYTORCH),
     ):
         yield Piece("inference", 1.2, work("inference", variant, size, batch), others)
-    for kind, variant, size, batch in (("train", _B0, 192, 16), ("inference", _B0, 224, 16)):
+    for kind, variant, size, batch in (
+        ("train", _B0, 192, 16),
+        ("inference", _B0, 224, 16),
+        ("inference", _S, 384, 1),
+    ):
         without = tuple(name for name in PEERS if name.startswith("without-"))
         if kind == "train":  # Which is on one device anyway.
             without = tuple(name for name in without if name != WITHOUT_SPLIT)
