@@ -123,7 +123,7 @@ def pieces(threads: int) -> Iterator[Piece]:
         ("inference", _S, 384, 1),
     ):
         without = tuple(name for name in PEERS if name.startswith("without-"))
-        if kind == "train":  # Which is on one device anyway.
+        if kind == "train" or batch == 1:  # Which are on one device anyway.
             without = tuple(name for name in without if name != WITHOUT_SPLIT)
         yield Piece("optimisations", 0.0, work(kind, variant, size, batch), without)
     for magnitude in (15.0, None):
