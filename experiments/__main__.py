@@ -14,6 +14,8 @@ from pathlib import Path
 
 from effnetv2_jax.errors import InputError
 from experiments.experiment import Experiment, markdown, write_tables
+from experiments.speed import run as speed
+from experiments.tpu_compile import run as tpu_compile
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -53,6 +55,8 @@ def main() -> int:
                 experiment.draw()
             print(f"{experiment.name:<26} {experiment.state()}")
         if draw:
+            speed.draw()
+            tpu_compile.draw()
             write_tables(FOLDER / "README.md", {"paper": index_table()})
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

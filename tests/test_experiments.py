@@ -52,8 +52,10 @@ def test_the_tables_of_tpu_compile_are_those_of_its_rows():
 def test_the_tables_of_speed_are_those_of_its_rows():
     page = (EXPERIMENTS / "speed/README.md").read_text(encoding="utf-8")
     tables = speed.tables(speed.read())
-    assert len(tables) == 13
+    assert len(tables) == 14
     assert_shows(page, tables)
+    front_page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert_shows(front_page, {"speed": tables["summary"]})
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,1 +1,1 @@
-"""The networks: tables in `specs.py`, topology in `efficientnet.py`, one file per family."""
+"""The networks: tables in `specs.py`, what they share in `network.py`, one file per family."""

@@ -78,8 +78,7 @@ class Network(nn.Module):
 
     @nn.nowrap
     def stem(self, images: jax.Array, conv: Any, norm: Any, act: Any) -> list[jax.Array]:
-        """Maps images to the first block's input, the last of the list; before it, the maps
-        whose resolution the stem halves after their activation."""
+        """The first block's input, after any maps whose resolution the stem itself halves."""
         raise NotImplementedError
 
     @nn.nowrap

@@ -84,23 +84,41 @@ def run_missing() -> None:
             writer.writerows(rows)
 
 
+# What is compared: the cache of compiled programs, and the seconds.
+_COMPARED = (("empty", "total_seconds"), ("full", "seconds_after_first_step"))
+
+
+def _seconds(sizes: str) -> list[float]:
+    """Of a schedule's runs, as `_COMPARED` has them; none if one is missing."""
+    found = {(row["sizes"], row["cache"]): row for row in read()}
+    if any((sizes, cache) not in found for cache in CACHES):
+        return []
+    return [float(found[sizes, cache][name]) for cache, name in _COMPARED]
+
+
+def speed_ups() -> list[float]:
+    """The fixed size's seconds over those of each progressive schedule."""
+    fixed = _seconds("fixed")
+    return [
+        a / b
+        for sizes in SCHEDULES
+        if sizes != "fixed"
+        for a, b in zip(fixed, _seconds(sizes), strict=False)
+    ]
+
+
 def table() -> str:
     """Seconds of each run, and how many times faster than the fixed size."""
-    found = {(row["sizes"], row["cache"]): row for row in read()}
     lines = [
         "| sizes, px | whole run, empty cache, s | faster | after the first step, full cache, s "
         "| faster | the paper's Table 12 |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-
-    def seconds(sizes: str) -> tuple[float, float]:
-        empty, full = (found[sizes, cache] for cache in CACHES)
-        return float(empty["total_seconds"]), float(full["seconds_after_first_step"])
-
+    fixed = _seconds("fixed")
     for sizes, smallest in SCHEDULES.items():
-        if (sizes, "full") not in found or ("fixed", "full") not in found:
+        taken = _seconds(sizes)
+        if not taken or not fixed:
             continue
-        fixed, taken = seconds("fixed"), seconds(sizes)
         faster = [
             f"{a / b:.2f} x" if sizes != "fixed" else "" for a, b in zip(fixed, taken, strict=True)
         ]

@@ -272,23 +272,31 @@ def comparison_table(rows: Sequence[dict[str, str]], topic: str) -> str:
     return "\n".join(lines)
 
 
-def generation_table(rows: Sequence[dict[str, str]]) -> str:
-    """V2 against V1 at equal accuracy."""
+def _generation_ratios(
+    rows: Sequence[dict[str, str]],
+) -> Iterator[tuple[float, tuple[str, str, float, float]]]:
+    """V2 over V1, and names and images a second of both."""
     rates = {
         row["variant"]: float(row["images_per_second"])
         for row in rows
         if row["topic"] == "generation"
     }
+    for new, old in PAPER_PAIRS:
+        if new in rates and old in rates:
+            yield rates[new] / rates[old], (new, old, rates[new], rates[old])
+
+
+def generation_table(rows: Sequence[dict[str, str]]) -> str:
+    """V2 against V1 at equal accuracy."""
     lines = [
         "| V2 | V1 of equal accuracy | V2, images/s | V1, images/s | ratio | the paper's |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for (new, old), paper in PAPER_PAIRS.items():
-        if new in rates and old in rates:
-            lines.append(
-                f"| {new}, {_SIZES[new]} px | {old}, {_SIZES[old]} px | {rates[new]:.4g} | "
-                f"{rates[old]:.4g} | {rates[new] / rates[old]:.1f} | {paper} |"
-            )
+    for ratio, (new, old, new_rate, old_rate) in _generation_ratios(rows):
+        lines.append(
+            f"| {new}, {_SIZES[new]} px | {old}, {_SIZES[old]} px | {new_rate:.4g} | "
+            f"{old_rate:.4g} | {ratio:.1f} | {PAPER_PAIRS[new, old]} |"
+        )
     return "\n".join(lines)
 
 
@@ -427,6 +435,51 @@ def other_hosts_table(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def _span(values: Sequence[float]) -> str:
+    """The lowest and the highest, if they differ."""
+    lowest, highest = (f"{value:.2f}" for value in (min(values), max(values)))
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def summary(rows: Sequence[dict[str, str]]) -> str:
+    """What was aimed at and what came out, where there are goals."""
+
+    def against(topic: str, program: str, quantity: str = "ratio") -> list[float]:
+        """Of every piece of work with a goal: this project's number, as a multiple of another's."""
+        found = []
+        for group in _pieces_of(rows, topic).values():
+            by_program = {row["program"]: row for row in group}
+            if program in by_program and float(group[0]["goal"]):
+                own, other = by_program["ours"], by_program[program]
+                found.append(
+                    float(other["ratio"])
+                    if quantity == "ratio"
+                    else float(own[quantity]) / float(other[quantity])
+                )
+        return found
+
+    lines = []
+    for what, topic, program, quantity, goal in (
+        ("a training step: speed", "train", "timm", "ratio", "at least 1"),
+        ("a training step: speed", "train", "flax", "ratio", "at least 5"),
+        ("a training step: peak memory", "train", "timm", "peak_mib", "at most 1"),
+        ("inference: speed", "inference", "timm", "ratio", "at least 1.2"),
+        ("input: speed", "input", "timm", "ratio", "at least 1.5"),
+    ):
+        if values := against(topic, program, quantity):
+            other = "plain Flax" if program == "flax" else program
+            lines.append(f"| {what} | {_span(values)} x {other} | {goal} |")
+    ratios = [ours for ours, _ in _generation_ratios(rows)]
+    if ratios:
+        lines.append(f"| V2 against V1 of equal accuracy: speed | {_span(ratios)} x V1 | above 1 |")
+    if gains := progressive.speed_ups():
+        lines.append(
+            f"| progressive sizes: a whole run | {_span(gains)} x as fast as one size | "
+            f"{progressive.PAPER} |"
+        )
+    return "\n".join(["| work | reached | goal |", "| --- | --- | --- |", *lines])
+
+
 def tables(rows: Sequence[dict[str, str]]) -> dict[str, str]:
     """Each table of README by the name of its marks; each topic's last host is shown."""
     last = {row["topic"]: row["host"] for row in rows}
@@ -434,6 +487,7 @@ def tables(rows: Sequence[dict[str, str]]) -> dict[str, str]:
     others = [row for row in rows if row["host"] != last[row["topic"]]]
     compared = ("train", "inference", "optimisations", "predict", "input")
     found = {
+        "summary": summary(here),
         **{topic: comparison_table(here, topic) for topic in compared},
         "generation": generation_table(here),
         "host": host_table(here),
@@ -446,6 +500,16 @@ def tables(rows: Sequence[dict[str, str]]) -> dict[str, str]:
     }
     is_empty = {name: table.endswith("| --- |") for name, table in found.items()}
     return {name: "Not measured yet." if is_empty[name] else found[name] for name in found}
+
+
+def draw() -> None:
+    """Tables, here and in the front page, and the plot anew from the rows."""
+    rows = read()
+    found = tables(rows)
+    write_tables(FOLDER / "README.md", found)
+    write_tables(FOLDER.parents[1] / "README.md", {"speed": found["summary"]})
+    if any(row["topic"] == "growth" for row in rows):
+        plot_growth(rows)
 
 
 def main() -> int:
@@ -465,9 +529,7 @@ def main() -> int:
             measure_startup()
         if "progressive" in arguments.topics:
             progressive.run_missing()
-    write_tables(FOLDER / "README.md", tables(read()))
-    if any(row["topic"] == "growth" for row in read()):
-        plot_growth(read())
+    draw()
     return 1 if refused else 0
 
 

@@ -233,12 +233,17 @@ def tables() -> dict[str, str]:
     }
 
 
+def draw() -> None:
+    """The tables anew from the rows."""
+    write_tables(FOLDER / "README.md", tables())
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tables", action="store_true", help="compile nothing")
     failed = 0 if parser.parse_args().tables else compile_all()
-    write_tables(FOLDER / "README.md", tables())
+    draw()
     if failed:
         print(f"error: {failed} commands failed, see above.", file=sys.stderr)
     return int(failed > 0)
