@@ -155,6 +155,7 @@ def test_no_target_for_a_cut_down_network(tiny_weights, fields):
         ("torchvision", "efficientnet-b0", 1e-5),
         ("torchvision", "efficientnet-b7", 1e-3),
         ("torchvision", "efficientnetv2-s", 1e-3),
+        ("torchvision", "resnet50", 1e-5),
         ("timm", "efficientnet-b0", 1e-3),
         ("keras", "efficientnet-b0", 1e-3),
     ],

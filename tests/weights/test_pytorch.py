@@ -104,10 +104,22 @@ V1_B0 = {
         "efficientnet_pytorch": "_fc.weight",
     },
 }
+# Blocks 0, 3, 7 and 13 are the first of a row.
+RESNET50 = {
+    "params/stem_conv/kernel": {"torchvision": "conv1.weight"},
+    "batch_stats/stem_bn/mean": {"torchvision": "bn1.running_mean"},
+    "params/blocks_0/reduce_conv/kernel": {"torchvision": "layer1.0.conv1.weight"},
+    "params/shortcut_0/conv/kernel": {"torchvision": "layer1.0.downsample.0.weight"},
+    "params/blocks_3/spatial_conv/kernel": {"torchvision": "layer2.0.conv2.weight"},
+    "params/shortcut_3/bn/scale": {"torchvision": "layer2.0.downsample.1.weight"},
+    "params/blocks_15/project_bn/bias": {"torchvision": "layer4.2.bn3.bias"},
+    "params/classifier/kernel": {"torchvision": "fc.weight"},
+}
 
 
 @pytest.mark.parametrize(
-    ("variant", "examples"), [("efficientnetv2-s", S), ("efficientnet-b0", V1_B0)]
+    ("variant", "examples"),
+    [("efficientnetv2-s", S), ("efficientnet-b0", V1_B0), ("resnet50", RESNET50)],
 )
 def test_names_are_those_of_the_libraries(variant, examples):
     spec = get_spec(variant)
@@ -120,7 +132,7 @@ def test_names_are_those_of_the_libraries(variant, examples):
 
 def test_efficientnet_pytorch_has_no_fused_blocks():
     with pytest.raises(InputError, match="no Fused-MBConv: take it for efficientnet-b0"):
-        SOURCES["efficientnet_pytorch"].layout(6).entries(get_spec("efficientnetv2-b0"))
+        SOURCES["efficientnet_pytorch"].entries("efficientnet_pytorch", "efficientnetv2-b0")
 
 
 def test_safetensors_as_float32_with_counters_as_they_are(tmp_path):
