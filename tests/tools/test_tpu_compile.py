@@ -62,6 +62,7 @@ def test_a_row_for_each_step(rows):
     assert (train.step, train.stage, train.batch_per_core) == ("train", 1, 8)
     assert (evaluation.step, evaluation.stage, evaluation.batch_per_core) == ("eval", 0, 2)
     for row in rows:
+        assert row.run == "efficientnetv2-b0 (width x 0.25, depth x 0.1) on imagenet2012"
         assert row.fits and 0 < row.memory_gib < 1 < row.limit_gib == 16
         assert row.estimated_ms > 0 and 0 < row.utilisation < 1
         assert row.images_per_second_per_core == pytest.approx(
@@ -82,6 +83,9 @@ def test_what_is_known_is_not_compiled_again(rows, monkeypatch):
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_nothing)
     assert list(compile_steps(small_config(), TOPOLOGY, known=rows)) == rows
+    assert list(compile_steps(small_config(), TOPOLOGY, steps=("eval",), known=rows)) == rows[1:]
+    with pytest.raises(InputError, match="unknown step 'evl': did you mean eval"):
+        list(compile_steps(small_config(), TOPOLOGY, steps=("evl",)))
     older = [dataclasses.replace(row, libtpu="0.0.1") for row in rows]
     with pytest.raises(AssertionError, match="compiled"):
         list(compile_steps(small_config(), TOPOLOGY, known=older))
