@@ -352,11 +352,12 @@ def plot_growth(rows: Sequence[dict[str, str]]) -> None:
         x = [value**power / (1000 if power == 2 else 1) for value, *_ in points]
         panels[0, column].plot(x, [1e3 * seconds for _, seconds, *_ in points], "o-")
         panels[1, column].plot(x, [peak for *_, peak in points], "o-", color="tab:orange")
-        for panel in panels[:, column]:
-            panel.set_xlim(left=0)
-            panel.set_ylim(bottom=0)
-            panel.grid(alpha=0.3)
         panels[1, column].set_xlabel(label)
+    # Rows share their scale: a limit that is set before all is drawn would cut the rest off.
+    for panel in panels.flat:
+        panel.set_xlim(left=0)
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
     panels[0, 0].set_ylabel("ms a step")
     panels[1, 0].set_ylabel("peak MiB")
     figure.suptitle("A training step of EfficientNetV2-B0, 128 px, 8 images, one number varied")
