@@ -332,6 +332,8 @@ class _Pipeline:
         options.deterministic = True
         # The parallelism is over images; threads inside one operation would only compete with it.
         options.threading.max_intra_op_parallelism = 1
+        # The tuner's thread sleeps up to a minute, and the end of a stage waits until it wakes up.
+        options.autotune.enabled = False
         images = self.stream_from(position).map(
             self.prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
