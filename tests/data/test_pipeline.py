@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from effnetv2_jax.data import pipeline
 from effnetv2_jax.data.datasets import load_dataset
 from effnetv2_jax.data.host_tf import tf
 from effnetv2_jax.data.pipeline import eval_batches, train_batches
@@ -194,6 +195,21 @@ def test_evaluation_counts_every_example_once(dataset, batch_size):
         np.testing.assert_array_equal(joined(passes[0], key), joined(passes[1], key))
     real = joined(passes[0])[joined(passes[0], "mask") == 1]
     assert len({image.tobytes() for image in real}) == 7
+
+
+def test_no_tuner_sleeps_behind_the_batches(synthetic, monkeypatch):
+    # The end of a stage would wait until tf.data's tuner wakes up, up to a minute.
+    seen = []
+    iterate = pipeline._Pipeline.iterate
+
+    def record(self, batches):
+        seen.append(batches)
+        return iterate(self, batches)
+
+    monkeypatch.setattr(pipeline._Pipeline, "iterate", record)
+    next(train(synthetic.train))
+    next(iter(eval_batches(synthetic.eval, batch_size=2, image_size=16, num_classes=3)))
+    assert [batches.options().autotune.enabled for batches in seen] == [False, False]
 
 
 @pytest.mark.parametrize("content", [b"garbage", b"", "cut short"])
