@@ -19,7 +19,7 @@ import pytest
 
 import effnetv2_jax
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.models import efficientnet, specs
+from effnetv2_jax.models import network, specs
 from effnetv2_jax.models.create import create_model
 from effnetv2_jax.models.efficientnet import EfficientNet, FusedMBConv, MBConv
 from effnetv2_jax.models.layers import (
@@ -565,7 +565,7 @@ def test_stochastic_depth_rates_of_s(monkeypatch):
     assert 1 - rates[-1] == pytest.approx(0.805)
 
     used = []
-    monkeypatch.setattr(efficientnet, "drop", lambda x, draws, rate: used.append(rate) or x)
+    monkeypatch.setattr(network, "drop", lambda x, draws, rate: used.append(rate) or x)
     model = create_model("efficientnetv2-s", dropout_rate=0.0)
     train = functools.partial(
         model.apply, train=True, mutable=["batch_stats"], rngs={"drop_path": jax.random.key(0)}
