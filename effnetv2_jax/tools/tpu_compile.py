@@ -585,7 +585,7 @@ def _append(path: Path, row: Row) -> None:
 def _define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Configuration, as configs/l_21k.py.")
     flags.DEFINE_string("topology", "v3:4x4", "TPU generation and shape, as v3:4x4 or v4:2x2x4.")
-    flags.DEFINE_list("steps", STEPS, "Which steps to compile.")
+    flags.DEFINE_list("steps", list(STEPS), "Which steps to compile.")
     flags.DEFINE_string("json", None, "File to write the rows to, as JSON.")
     flags.DEFINE_string("results", None, "CSV file that rows are added to; it saves compiling.")
 
