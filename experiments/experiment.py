@@ -290,8 +290,10 @@ def command(experiment: Experiment, arguments: Sequence[str] | None = None) -> i
         print(experiment.paper_plan())
         return 0
     try:
-        experiment.run(chosen)
-        experiment.draw()
+        try:
+            experiment.run(chosen)
+        finally:  # What was measured until then is shown.
+            experiment.draw()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

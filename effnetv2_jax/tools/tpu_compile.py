@@ -502,8 +502,8 @@ PAPER_HOURS = {
 }
 
 
-def format_rows(rows: Collection[Row]) -> str:
-    """A table for people, and the hours of the whole run where every step fits."""
+def format_rows(rows: Collection[Row], *, is_whole_run: bool = True) -> str:
+    """A table for people, and the hours of the run if these are all steps and every one fits."""
     columns = (
         ("step", lambda r: f"{r.step} {r.stage}" if r.stage else r.step),
         ("px", lambda r: str(r.image_size)),
@@ -529,7 +529,7 @@ def format_rows(rows: Collection[Row]) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     ]
-    if all(row.fits for row in rows) and {row.step for row in rows} == set(STEPS):
+    if is_whole_run and all(row.fits for row in rows):
         run = next(iter(rows)).run
         lines.append(f"The whole run, by XLA's estimate: {estimated_hours(rows):.1f} h.")
         if run in PAPER_HOURS and next(iter(rows)).topology == "v3:4x4":
@@ -612,7 +612,7 @@ def main(arguments: list[str]) -> int:
         if results and row.identity not in {old.identity for old in known}:
             _append(results, row)
     rows = chosen_rows(rows)
-    print(format_rows(rows))
+    print(format_rows(rows, is_whole_run=set(FLAGS.steps) == set(STEPS)))
     if FLAGS.json:
         Path(FLAGS.json).expanduser().write_text(
             json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"
