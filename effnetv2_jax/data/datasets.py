@@ -21,7 +21,7 @@ from effnetv2_jax.errors import InputError, unknown_name
 
 # (train split, evaluation split) of the TFDS data sets that need no prefix. The flowers'
 # training split is the released code's (automl efficientnetv2/datasets.py).
-_TFDS_SPLITS = {
+TFDS_SPLITS = {
     "cars196": ("train", "test"),
     "imagenet2012": ("train", "validation"),
     "imagenet21k": ("train", "validation"),
@@ -76,7 +76,7 @@ class Dataset:
 
 def list_datasets() -> tuple[str, ...]:
     """The names that `load_dataset` takes, besides those with a path and `tfds:NAME`."""
-    return tuple(sorted(["digits", "synthetic", *_TFDS_SPLITS]))
+    return tuple(sorted(["digits", "synthetic", *TFDS_SPLITS]))
 
 
 def load_dataset(
@@ -161,7 +161,7 @@ def _open(
         folder = Path(data_dir or _FASHION_MNIST)
         if has_idx_files(folder):
             return _fashion_mnist(folder)
-    if name.partition("/")[0] in _TFDS_SPLITS or (kind == "tfds" and detail):
+    if name.partition("/")[0] in TFDS_SPLITS or (kind == "tfds" and detail):
         tfds_name = detail if kind == "tfds" else name
         return _tfds(name, tfds_name, data_dir, train_split, eval_split, shuffle_buffer)
     for key, value in (
@@ -428,7 +428,7 @@ def _tfds(
             f"the TFDS data set {tfds_name!r} is stored as {info.file_format.value}: prepare it "
             "with file_format='tfrecord'."
         )
-    default_train, default_eval = _TFDS_SPLITS.get(tfds_name.partition("/")[0], ("train", None))
+    default_train, default_eval = TFDS_SPLITS.get(tfds_name.partition("/")[0], ("train", None))
     default_eval = default_eval or next((s for s in _EVAL_FOLDERS if s in info.splits), None)
     if eval_split is None and default_eval is None:
         raise InputError(

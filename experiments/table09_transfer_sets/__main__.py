@@ -65,7 +65,7 @@ def _measure(name: str) -> dict[str, str | int]:
     config = _config(name)
     sizes = published_sizes(config.data.name)
     # The splits of a data set of TFDS, of which a release may be named behind a slash.
-    train_split, eval_split = datasets._TFDS_SPLITS[config.data.name.partition("/")[0]]
+    train_split, eval_split = datasets.TFDS_SPLITS[config.data.name.partition("/")[0]]
     return {
         "data set": config.data.name,
         "train": sizes.train,
