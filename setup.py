@@ -40,6 +40,8 @@ setup(
     extras_require={
         # Prepares ImageNet-21k. 2.77 is the first that installs beside TensorFlow 2.21.
         "imagenet21k": ["apache-beam>=2.77,<3"],
+        # The architecture search. 5 is what its tests ran with.
+        "nas": ["optuna>=5.0,<6"],
         "digits": ["scikit-learn>=1.6,<2"],
         # `tools.predict --format=parquet`.
         "parquet": ["pyarrow>=16"],
@@ -59,6 +61,7 @@ setup(
             "mypy>=2.0,<3",
             "onnx>=1.23,<2",
             "onnxruntime>=1.32,<2",
+            "optuna>=5.0,<6",
             "pillow>=11",
             "pyarrow>=16",
             "pytest>=8",

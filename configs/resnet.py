@@ -13,7 +13,7 @@ Not run at this scale by this project.
 
 from ml_collections import ConfigDict
 
-from effnetv2_jax.config import parse_argument
+from effnetv2_jax.config import is_yes, parse_argument
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.recipes import baseline_imagenet1k
 
@@ -25,10 +25,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
       argument: `depth=` 50 or 152; `size=` pixels at inference; `progressive=` no or yes.
     """
     values = parse_argument(argument, depth="50", size="224", progressive="no")
-    if values["progressive"] not in ("no", "yes"):
-        raise InputError(f"progressive={values['progressive']}: it must be yes or no.")
     if not values["size"].isdecimal():
         raise InputError(f"size={values['size']}: it must be a number of pixels.")
     return baseline_imagenet1k(
-        f"resnet{values['depth']}", "paper", values["progressive"] == "yes", int(values["size"])
+        f"resnet{values['depth']}", "paper", is_yes(values, "progressive"), int(values["size"])
     )

@@ -17,7 +17,7 @@ Not run at this scale by this project.
 
 from ml_collections import ConfigDict
 
-from effnetv2_jax.config import parse_argument
+from effnetv2_jax.config import is_yes, parse_argument
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.recipes import schedule_ablation
 
@@ -32,15 +32,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     values = parse_argument(
         argument, model="m", order="rising", adaptive="yes", start="128", stages="4"
     )
-    if values["adaptive"] not in ("no", "yes"):
-        raise InputError(f"adaptive={values['adaptive']}: it must be yes or no.")
     for name in ("start", "stages"):
         if not values[name].isdecimal():
             raise InputError(f"{name}={values[name]}: it must be a number.")
     return schedule_ablation(
         f"efficientnetv2-{values['model']}",
         order=values["order"],
-        adaptive=values["adaptive"] == "yes",
+        adaptive=is_yes(values, "adaptive"),
         start_size=int(values["start"]),
         num_stages=int(values["stages"]),
     )

@@ -17,8 +17,7 @@ Not run at this scale by this project.
 
 from ml_collections import ConfigDict
 
-from effnetv2_jax.config import parse_argument
-from effnetv2_jax.errors import InputError
+from effnetv2_jax.config import is_yes, parse_argument
 from effnetv2_jax.recipes import baseline_imagenet1k
 
 
@@ -30,8 +29,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
         `recipe=` paper or released; `progressive=` no or yes.
     """
     values = parse_argument(argument, variant="b0", recipe="paper", progressive="no")
-    if values["progressive"] not in ("no", "yes"):
-        raise InputError(f"progressive={values['progressive']}: it must be yes or no.")
     return baseline_imagenet1k(
-        f"efficientnet-{values['variant']}", values["recipe"], values["progressive"] == "yes"
+        f"efficientnet-{values['variant']}", values["recipe"], is_yes(values, "progressive")
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import queue
 import threading
 import time
@@ -21,8 +20,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from effnetv2_jax.errors import InputError
-from effnetv2_jax.memory import DoesNotFit, Fit, Fits, compile_within, first_that_fits
+from effnetv2_jax.memory import DoesNotFit, Fit, Fits, NoRoom, compile_within, first_that_fits
 from effnetv2_jax.progressive import Stage
 
 Result = TypeVar("Result")
@@ -169,7 +167,7 @@ class StagePrograms:
           arguments: state, split batch, strengths and key, as `parallel.stand_in` has them.
 
         Raises:
-          InputError: no setting fits into memory.
+          NoRoom: no setting fits into memory.
         """
         is_first = not self._entered
         compilation = self._step_of(stage, arguments)
@@ -223,7 +221,7 @@ class StagePrograms:
                 try:
                     self._evaluate(state, size, label_shape)
                 except DoesNotFit as error:
-                    raise InputError(
+                    raise NoRoom(
                         f"the evaluation at {size} px does not fit into a device's memory "
                         f"({error}): use more devices or a smaller eval.batch_size."
                     ) from error
@@ -250,7 +248,7 @@ class StagePrograms:
         try:
             found = first_that_fits(self._fits.candidates(stage), compile_fit, tell)
         except DoesNotFit as error:
-            raise InputError(
+            raise NoRoom(
                 f"the train step for {size} px does not fit into a device's memory ({error}): use "
                 "more devices, a smaller batch_size, or memory.micro_batches=auto."
             ) from error
@@ -261,9 +259,10 @@ class StagePrograms:
 def keep_compilations(directory: str) -> None:
     """Keeps compiled programs in a folder, so that a restart compiles nothing again.
 
-    `JAX_COMPILATION_CACHE_DIR` takes precedence.
+    `JAX_COMPILATION_CACHE_DIR` takes precedence, and so does the folder of an earlier call: JAX
+    opens its cache once in a process.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", directory)
     # JAX leaves out what compiles within a second, which is most programs of a run, if not most
     # of the time.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -61,6 +62,7 @@ def base_config() -> ConfigDict:
     config.data.eval_split = config_dict.placeholder(str)
     config.data.eval_fraction = 0.1  # Of a folder without a split of its own.
     config.data.minival_examples = 0  # Of the training split, held out to stop early by.
+    config.data.train_examples = config_dict.placeholder(int)  # Train on so few of the others.
     config.data.shuffle_buffer = 16384
     config.data.num_classes = config_dict.placeholder(int)  # Outputs, if more than classes.
     config.on_corrupt = "raise"  # What an image that cannot be decoded does: or "skip".
@@ -192,6 +194,17 @@ def parse_argument(argument: str | None, **defaults: str) -> dict[str, str]:
             raise InputError(f"config argument {key!r} is given twice: give it once.")
         given[key] = value
     return {**defaults, **given}
+
+
+def is_yes(values: Mapping[str, str], key: str) -> bool:
+    """What an argument of `parse_argument` says that is `yes` or `no`.
+
+    Raises:
+      InputError: it is neither.
+    """
+    if values[key] not in ("no", "yes"):
+        raise InputError(f"{key}={values[key]}: it must be yes or no.")
+    return values[key] == "yes"
 
 
 def to_plain(config: ConfigDict) -> dict[str, Any]:

@@ -246,6 +246,10 @@ def device_limit(device: Any) -> int | None:
     return None if statistics is None else statistics.get("bytes_limit")
 
 
+class NoRoom(InputError):
+    """A run needs more memory than its devices have, however its steps are cut down."""
+
+
 class DoesNotFit(Exception):
     """A program needs more memory than a device has.
 

@@ -260,18 +260,28 @@ class Stop:
         return 0 if metrics is None else int(metrics[STOP_SIGNUM])
 
 
+# Loops that wait for a request, the outermost first.
+_waiting: list[Stop] = []
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
     """Turns SIGTERM and the first SIGINT into a request that the loop reads.
 
-    Outside the main thread (notebooks' executors, tests) signals stay as they are.
+    A loop within another one, as training within a search, reads what came before it began, and
+    what comes meanwhile both read. Outside the main thread (notebooks' executors, tests) signals
+    stay as they are.
     """
     stop = Stop()
+    if _waiting:
+        stop.signum = _waiting[-1].signum
+    _waiting.append(stop)
     earlier: dict[int, Any] = {}
 
     def request(signum: int, frame: Any) -> None:
         del frame
-        stop.signum = signum
+        for each in _waiting:
+            each.signum = signum
         signal.signal(signum, earlier[signum])
 
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -281,5 +291,6 @@ def stop_signals() -> Iterator[Stop]:
     try:
         yield stop
     finally:
+        _waiting.remove(stop)
         for caught, handler in earlier.items():
             signal.signal(caught, handler)

@@ -376,6 +376,54 @@ def finetune(model: str | None, data: str) -> ConfigDict:
     return config
 
 
+def fashion_mnist_subset() -> ConfigDict:
+    """Minutes of training on a few thousand pictures of Fashion-MNIST; not of the paper.
+
+    The experiments on the paper's training claims and the small architecture search start here.
+    """
+    config = base_config()
+    config.batch_size = 64
+    config.num_epochs = 30.0
+
+    config.model.variant = "efficientnetv2-b0"
+    config.model.width_multiplier = 0.5
+    config.model.depth_multiplier = 0.5
+    config.model.stem_stride = 1
+    config.model.drop_path_rate = 0.0
+    config.model.dtype = "float32"  # CPUs have no fast bfloat16.
+    config.model.bn_decay = 0.95
+    config.data.name = "fashion_mnist"
+    config.data.minival_examples = 3000
+    config.data.train_examples = 3000
+    config.data.eval_split = "minival"
+
+    config.augment.crop_area = (0.5, 1.0)
+    config.augment.crop_aspect_ratio = (0.85, 1.18)
+    config.normalize.mean = (73.0, 73.0, 73.0)
+    config.normalize.std = (90.0, 90.0, 90.0)
+
+    # In the paper's proportions, 128 to 300 px; the pictures have 28.
+    config.progressive.num_stages = 4
+    config.progressive.image_size = (18, 36)
+    config.progressive.dropout_rate = (0.1, 0.3)
+    config.progressive.randaug_magnitude = (5.0, 15.0)
+    config.progressive.mixup_alpha = (0.0, 0.0)
+
+    config.learning_rate.per_256_images = 0.016
+    config.learning_rate.schedule = "cosine"
+    config.learning_rate.warmup_epochs = 2.0
+    config.ema_decay = 0.99
+
+    config.eval.image_size = 36
+    config.eval.crop = "squash"
+    config.eval.batch_size = 500
+    config.eval.every_epochs = 5.0
+    config.checkpoint.every_epochs = 5.0
+    config.checkpoint.keep = 1
+    config.log_every_steps = 50
+    return config
+
+
 def baseline_imagenet1k(
     variant: str, recipe: str, progressive: bool, image_size: int | None = None
 ) -> ConfigDict:

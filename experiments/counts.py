@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-import jax
-import jax.numpy as jnp
-
-from effnetv2_jax.models.create import create_model
+from effnetv2_jax.models.create import count_parameters, create_model
 from effnetv2_jax.models.multiply_adds import count_multiply_adds
 from effnetv2_jax.models.network import Network
 
@@ -19,9 +14,7 @@ def quantities(variant: str, image_size: int) -> dict[str, float | int]:
 
 def quantities_of(network: Network, image_size: int) -> dict[str, float | int]:
     """Likewise of any network."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+    parameters = count_parameters(network)
     multiply_adds = sum(cost.multiply_adds for cost in count_multiply_adds(network, image_size))
     return {
         "parameters": parameters,

@@ -25,6 +25,7 @@ from effnetv2_jax.tools.tpu_compile import (
     STEPS,
     Row,
     estimated_hours,
+    num_eval_steps,
     plan_of,
     read_rows,
     title,
@@ -129,11 +130,8 @@ class Run:
         if "eval" in self.steps:
             per_core = -(-config.eval.batch_size // CORES)
             row = find("eval", config.eval.image_size, per_core)
-            # Of the weights and of their average, on evaluation split and minival.
-            splits = filter(None, (plan.num_eval_examples, config.data.minival_examples))
-            batches = sum(-(-examples // (per_core * CORES)) for examples in splits)
-            evaluations = plan.total_steps // plan.eval_every_steps
-            wanted.append(row and dataclasses.replace(row, steps=2 * batches * evaluations))
+            steps = num_eval_steps(config, plan, per_core * CORES)
+            wanted.append(row and dataclasses.replace(row, steps=steps))
         return None if None in wanted else [row for row in wanted if row is not None]
 
     def hours(self) -> float:

@@ -87,6 +87,14 @@ class Rows(tuple[Row, ...]):
         ]
         return found[-1] if found else ""
 
+    def numbers(self, item: str, quantity: str, scale: str) -> list[float]:
+        """The values of all seeds."""
+        return [
+            float(row.value)
+            for row in self
+            if (row.scale, row.item, row.quantity) == (scale, item, quantity)
+        ]
+
     def number(self, item: str, quantity: str, scale: str | None = None) -> float:
         """The value, or NaN where there is none or where it is words."""
         try:
@@ -114,6 +122,11 @@ class Item:
     device: str = "cpu"
     seed: int | None = None
     packages: tuple[str, ...] = ("jax", "flax")
+
+    @property
+    def seed_text(self) -> str:
+        """As a row has it."""
+        return "" if self.seed is None else str(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,19 +167,27 @@ class Experiment:
 
     def missing(self, scales: Iterable[str]) -> list[Item]:
         """What these scales still lack."""
-        known = {(row.scale, row.item) for row in self.rows()}
-        wanted = set(scales)
-        return [i for i in self.items() if i.scale in wanted and (i.scale, i.name) not in known]
+        known = {(row.scale, row.item, row.seed) for row in self.rows()}
+        return [
+            item
+            for item in self.items()
+            if item.scale in set(scales) and (item.scale, item.name, item.seed_text) not in known
+        ]
 
     def run(self, scale: str) -> None:
-        """Measures what a scale lacks, row by row."""
-        missing = self.missing({EXACT, scale})
-        for number, item in enumerate(missing, 1):
-            print(f"[{number}/{len(missing)}] {self.name}, {item.scale}: {item.name}", flush=True)
+        """Measures what a scale lacks, row by row; what is measured may call for more."""
+        done = 0
+        while missing := self.missing({EXACT, scale}):
+            item = missing[0]
+            seed = item.seed_text and f", seed {item.seed}"
+            place = f"[{done + 1}/{done + len(missing)}] {self.name}, {item.scale}"
+            print(f"{place}: {item.name}{seed}", flush=True)
             begun = time.monotonic()
             quantities = item.measure()
+            assert quantities, item  # Otherwise it would be missing for ever.
             self._append(item, quantities, time.monotonic() - begun)
             print(f"  {', '.join(f'{n}: {_text(v)}' for n, v in quantities.items())}", flush=True)
+            done += 1
 
     def draw(self) -> None:
         """Tables and pictures anew, from the rows."""
@@ -216,7 +237,7 @@ class Experiment:
                     quantity,
                     _text(value),
                     seconds=f"{seconds:.3g}",
-                    seed="" if item.seed is None else str(item.seed),
+                    seed=item.seed_text,
                     device=item.device,
                     host=host(),
                     versions=versions(item.packages),

@@ -22,7 +22,8 @@ _WITH_21K = ("s", "m", "l", "xl")
 
 def _arguments() -> dict[str, list[str]]:
     """File name -> arguments."""
-    table = {"digits": [""], "fashion_mnist": [""], "finetune": [""]}
+    table = {"finetune": ["", "weights=no"]}
+    table |= {name: [""] for name in ("digits", "fashion_mnist", "fashion_mnist_subset")}
     names = [*_FROM_SCRATCH, *(f"{v}_21k{end}" for v in _WITH_21K for end in ("", "_ft1k"))]
     for name in names:
         table[name] = [f"recipe={recipe}" for recipe in RECIPES]
@@ -63,19 +64,21 @@ def load(name: str, argument: str) -> ConfigDict:
 
 def num_classes(config: ConfigDict) -> int:
     """Outputs of the network on the real data."""
-    return config.data.num_classes or sizes(config).classes
+    return sizes(config).classes
 
 
 def sizes(config: ConfigDict) -> Sizes:
-    """Of the real data."""
-    return FOLDER if config.data.name == "folder:data" else published_sizes(config.data.name)
+    """Of the real data, as the run uses it."""
+    is_folder = config.data.name == "folder:data"
+    whole = FOLDER if is_folder else published_sizes(config.data.name)
+    return whole.used_by(config.data)
 
 
 def plan(config: ConfigDict) -> Plan:
     """The plan on the real data."""
     return make_plan(
         config,
-        num_train_examples=sizes(config).train - config.data.minival_examples,
+        num_train_examples=sizes(config).train,
         num_eval_examples=sizes(config).eval,
         num_classes=num_classes(config),
     )

@@ -15,9 +15,32 @@ from effnetv2_jax.models.specs import get_spec
 from effnetv2_jax.optimizers import learning_rate_schedule, make_optimizer
 from tests.every_config import ARGUMENTS, CONFIGS, EVERY, load, num_classes, plan
 
+# Searches, which are no runs: file -> arguments.
+SEARCHES = {"nas_fashion_mnist": "", "nas_imagenet": "sampler=reinforce"}
+
 
 def test_the_list_is_complete():
-    assert sorted(path.stem for path in CONFIGS.glob("*.py")) == sorted(ARGUMENTS)
+    files = sorted(path.stem for path in CONFIGS.glob("*.py"))
+    assert files == sorted([*ARGUMENTS, *SEARCHES])
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_loads_locked_and_its_trials_make_a_plan(name):
+    from effnetv2_jax.nas.search import base_search_config
+    from effnetv2_jax.nas.space import make_space
+
+    config = load(name, SEARCHES[name])
+    assert config.is_locked
+    assert config.to_dict().keys() == base_search_config().to_dict().keys()
+    assert config.trial.to_dict().keys() == base_config().to_dict().keys()
+    assert make_space(**config.space).size > 10**6
+    # About 10 epochs (section 3.3), scored on what was held out.
+    assert config.trial.num_epochs == 10.0 and plan(config.trial).stages
+    assert config.trial.data.eval_split == "minival"
+    # The only evaluation is the last one.
+    assert plan(config.trial).eval_every_steps >= plan(config.trial).total_steps - 10
+    with pytest.raises(InputError, match="config argument 'sampla'"):
+        load(name, "sampla=tpe")
 
 
 @pytest.mark.parametrize(("name", "argument"), EVERY)
@@ -64,7 +87,7 @@ def test_a_file_says_what_it_stands_for(name):
     text = (CONFIGS / f"{name}.py").read_text(encoding="utf-8")
     heading = text.split('"""')[1]
     assert f"python -m effnetv2_jax.main --config=configs/{name}.py" in heading
-    if name in ("digits", "fashion_mnist", "finetune"):
+    if name in ("digits", "fashion_mnist", "fashion_mnist_subset", "finetune"):
         assert "Not a run of the paper" in heading
     else:
         assert "Table" in heading or "In no table" in heading

@@ -74,6 +74,15 @@ def test_without_weights_they_have_to_be_named(tmp_path):
         load("finetune", f"model={tmp_path / 'nothing'}")
 
 
+def test_the_same_training_from_scratch(folder):
+    pretrained, scratch = (load("finetune", f"model={folder},weights={w}") for w in ("yes", "no"))
+    assert (pretrained.init_from, scratch.init_from) == (str(folder), None)
+    pretrained.init_from = None
+    assert scratch.to_dict() == pretrained.to_dict()
+    with pytest.raises(InputError, match="weights=maybe: it must be yes or no"):
+        load("finetune", f"model={folder},weights=maybe")
+
+
 def test_a_run_starts_from_the_folder_and_becomes_one(folder, tmp_path):
     config = load("finetune", f"model={folder}")
     config.data.name = "synthetic:classes=3,train=24,eval=7,size=32"

@@ -8,7 +8,6 @@ convolutions alone. `without-split` gives all images of a batch to one device, a
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from effnetv2_jax.benchmark.protocol import WITHOUT_SPLIT, Program, Work, image_paths, serve
-from effnetv2_jax.losses import Loss
+from effnetv2_jax.benchmark.train_step import make_step_runner
 from effnetv2_jax.models import convolutions
 from effnetv2_jax.models.create import create_model
-from effnetv2_jax.optimizers import make_optimizer
-from effnetv2_jax.parallel import AXIS, ParallelForward, parallel_train_step, use_every_core
+from effnetv2_jax.parallel import ParallelForward, use_every_core
 from effnetv2_jax.recipes import imagenet1k
-from effnetv2_jax.steps import make_train_step
-from effnetv2_jax.train_state import create_train_state, initialise
 
 # Side of the square matrices whose product stands for the best that a device can do.
 _PRODUCT_SIDE = 2048
@@ -91,40 +87,13 @@ def _training(work: Work) -> Callable[[int], None]:
     config = imagenet1k(work.variant, "paper" if "v2" in work.variant else "released")
     config.model.dtype = work.dtype
     config.model.depth_multiplier = work.depth_multiplier
-    model = create_model(**config.model, num_classes=NUM_CLASSES, axis_name=AXIS)
-    optimizer = make_optimizer(lambda _: 1e-3, **config.optimizer)
-    step = parallel_train_step(
-        make_train_step(
-            model,
-            optimizer,
-            **config.normalize,
-            loss=Loss(**config.loss),
-            ema_decay=config.ema_decay,
-            mixing=None,
-            window_steps=config.log_every_steps,
-            axis_name=AXIS,
-        ),
+    return make_step_runner(
+        config,
+        num_classes=NUM_CLASSES,
+        image_size=work.image_size,
+        batch_size=work.batch_size,
         devices=jax.local_devices()[:1],
     )
-    key = jax.random.PRNGKey(0)
-    state = initialise(
-        functools.partial(create_train_state, model, optimizer, image_size=work.image_size), key
-    )
-    images = _images(work)
-    batch = {
-        "image": images.astype(np.uint8)[None],
-        "label": np.arange(work.batch_size, dtype=np.int32)[None],
-    }
-    strengths = {"dropout_rate": np.float32(0.2)}
-    held = [state]
-
-    def run(repetitions: int) -> None:
-        state = held.pop()
-        for _ in range(repetitions):
-            state, _ = step(state, batch, strengths, key)
-        held.append(jax.block_until_ready(state))
-
-    return run
 
 
 def _inference(work: Work) -> Callable[[int], None]:

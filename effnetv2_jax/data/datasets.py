@@ -32,6 +32,8 @@ TFDS_SPLITS = {
 }
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _EVAL_FOLDERS = ("validation", "val", "test")
+# As `eval_split`: tuning that must not see the evaluation split.
+MINIVAL = "minival"
 # Where Debian's package dataset-fashion-mnist puts its files.
 _FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 # Xiao et al. 2017, "Fashion-MNIST: a novel image dataset for benchmarking", table 2.
@@ -87,6 +89,7 @@ def load_dataset(
     eval_split: str | None = None,
     eval_fraction: float = 0.1,
     minival_examples: int = 0,
+    train_examples: int | None = None,
     shuffle_buffer: int = 16384,
     num_classes: int | None = None,
 ) -> Dataset:
@@ -103,13 +106,15 @@ def load_dataset(
         `fashion_mnist`, which is read from IDX files where there are some (or from the folder
         of Debian's package dataset-fashion-mnist) and through TFDS otherwise.
       train_split: the training split, for instance `train[:98%]`. TFDS only.
-      eval_split: the evaluation split. TFDS only.
+      eval_split: the evaluation split. TFDS only, but for `minival`: the held-out examples take
+        the place of the evaluation split, which stays unseen while one tunes.
       eval_fraction: the share that is held out of a folder that has no evaluation images.
       minival_examples: how many training examples are held out as `minival`, the same in
         every run: of record files the first ones (25,021 of ImageNet's official files are the
         released code's minival, its training shards 0 to 19, automl efficientnetv2/datasets.py;
         the paper's section 5.1 reserves 25,000), of other data sets a pseudo-random choice by
         a hash of the file's place in the folder or of the example's index.
+      train_examples: train on so few of the remaining ones, chosen in the same way; None: all.
       shuffle_buffer: how many encoded examples of record files are shuffled at a time; 16,384
         is the released code's number (automl efficientnetv2/datasets.py). Two to three times
         as many are in memory, of ImageNet 3.6 to 5.4 GB; the allocator of the C library may
@@ -128,7 +133,17 @@ def load_dataset(
         raise InputError(f"eval_fraction {eval_fraction} must be between 0 and 1.")
     if shuffle_buffer < 1:
         raise InputError(f"shuffle_buffer {shuffle_buffer} must be 1 example or more.")
-    dataset = _open(name, data_dir, train_split, eval_split, eval_fraction, shuffle_buffer)
+    use_minival = eval_split == MINIVAL
+    if use_minival and not minival_examples:
+        raise InputError(f"eval_split {MINIVAL!r} needs some: set minival_examples above 0.")
+    dataset = _open(
+        name,
+        data_dir,
+        train_split,
+        None if use_minival else eval_split,
+        eval_fraction,
+        shuffle_buffer,
+    )
     if num_classes is not None:
         if num_classes < dataset.num_classes:
             raise InputError(
@@ -141,9 +156,19 @@ def load_dataset(
             f"minival_examples {minival_examples} must be 0 or more, and fewer than the "
             f"{dataset.train.num_examples} training examples of {name!r}."
         )
-    if not minival_examples:
-        return dataset
-    train, minival = dataset.train.hold_out(minival_examples)
+    train, minival = dataset.train, None
+    if minival_examples:
+        train, minival = train.hold_out(minival_examples)
+    if train_examples is not None:
+        if not 0 < train_examples <= train.num_examples:
+            raise InputError(
+                f"train_examples {train_examples} must be above 0, and at most the "
+                f"{train.num_examples} of {name!r} that are not held out; unset it for all."
+            )
+        if train_examples < train.num_examples:
+            _, train = train.hold_out(train_examples)
+    if minival is not None and use_minival:
+        return dataclasses.replace(dataset, train=train, eval=minival)
     return dataclasses.replace(dataset, train=train, minival=minival)
 
 

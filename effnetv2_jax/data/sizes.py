@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 
+from ml_collections import ConfigDict
+
+from effnetv2_jax.data.datasets import MINIVAL
 from effnetv2_jax.errors import unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Examples of the two splits, and classes."""
+    """Examples of the splits, and classes."""
 
     train: int
     eval: int
     classes: int
+    minival: int = 0
+
+    def used_by(self, data: ConfigDict) -> Sizes:
+        """What `datasets.load_dataset` makes of a whole data set by a configuration's `data`."""
+        rest = self.train - data.minival_examples
+        is_tuning = data.eval_split == MINIVAL
+        return Sizes(
+            train=data.train_examples or rest,
+            eval=data.minival_examples if is_tuning else self.eval,
+            classes=data.num_classes or self.classes,
+            minival=0 if is_tuning else data.minival_examples,
+        )
 
 
 # Table 9 of the paper, and ImageNet-21k of fall 2011: 14,197,122 images of which 100,000 are held

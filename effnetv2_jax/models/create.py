@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from effnetv2_jax.errors import InputError, unknown_name
@@ -64,3 +66,10 @@ def create_model(
     return FAMILIES[spec.family](
         spec=spec, num_classes=num_classes, dtype=types[type_name], **overrides
     )
+
+
+def count_parameters(network: Network) -> int:
+    """Trained parameters, from shapes alone; those of BatchNorm's statistics do not count."""
+    image = jax.ShapeDtypeStruct((1, network.total_stride, network.total_stride, 3), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))

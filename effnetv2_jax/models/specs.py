@@ -11,15 +11,22 @@ is the same table for phones: no squeeze-excitation, ReLU6, stem and head of one
 
 ResNet is He et al. 2015, "Deep residual learning for image recognition", Table 1; a bottleneck's
 filters are those of its output, of which the other two convolutions have a quarter.
+
+A network that architecture search found is written `BACKBONE@ROWS`: channels, strides, stem and
+head of the backbone, and for each of its rows what was searched (section 3.3), as in
+`efficientnetv2-b0@f3e1x1.f3e4x2.f3e4x2.m3e4x3.m3e6x5.m3e6x8`: Fused-MBConv or MBConv, kernel size,
+expansion, and number of layers, which no depth coefficient scales.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from effnetv2_jax.errors import unknown_name
+from effnetv2_jax.errors import InputError, unknown_name
 
 Family = Literal["efficientnet", "resnet"]
 Operation = Literal["fused", "mbconv", "bottleneck"]
@@ -287,11 +294,63 @@ def list_variants() -> tuple[str, ...]:
     return tuple(SPECS)
 
 
+_LETTERS: dict[Operation, str] = {"fused": "f", "mbconv": "m"}
+_ROW = re.compile(r"([fm])([1-9]\d?)e([1-9]\d?)x([1-9]\d{0,2})")
+
+
 def get_spec(variant: str) -> Spec:
-    """The table of one variant; `InputError` with the nearest names for an unknown one."""
-    if variant not in SPECS:
-        raise unknown_name("variant", variant, SPECS)
-    return SPECS[variant]
+    """The table of one variant, or of a network that was searched, `BACKBONE@ROWS`.
+
+    Raises:
+      InputError: an unknown name, or rows that do not fit the backbone.
+    """
+    backbone, at, rows = variant.partition("@")
+    if backbone not in SPECS:
+        raise unknown_name("variant", backbone, SPECS)
+    spec = SPECS[backbone]
+    return _with_rows(backbone, spec, rows) if at else spec
+
+
+def encode_rows(rows: Iterable[BlockRow]) -> str:
+    """What `BACKBONE@ROWS` says of rows."""
+    return ".".join(
+        f"{_LETTERS[row.operation]}{row.kernel_size}e{row.expansion}x{row.repeats}" for row in rows
+    )
+
+
+def _with_rows(backbone: str, spec: Spec, text: str) -> Spec:
+    if spec.family != "efficientnet":
+        raise InputError(
+            f"{backbone}@{text}: only an EfficientNet can be the backbone of a search."
+        )
+    parts = text.split(".")
+    if len(parts) != len(spec.rows):
+        raise InputError(
+            f"{backbone}@{text} has {len(parts)} rows: the backbone has {len(spec.rows)}, give as "
+            "many."
+        )
+    # That of the backbone's MBConv; none for those of phones.
+    squeeze_ratio = next((row.squeeze_ratio for row in spec.rows if row.squeeze_ratio), None)
+    rows = []
+    for part, row in zip(parts, spec.rows, strict=True):
+        match = _ROW.fullmatch(part)
+        if match is None or int(match[2]) % 2 == 0:
+            raise InputError(
+                f"row {part!r} of {backbone}@{text} must be an operation (f: Fused-MBConv, m: "
+                "MBConv), an odd kernel size, e and the expansion, x and the layers, as f3e4x2."
+            )
+        is_fused = match[1] == _LETTERS["fused"]
+        rows.append(
+            dataclasses.replace(
+                row,
+                operation="fused" if is_fused else "mbconv",
+                kernel_size=int(match[2]),
+                expansion=int(match[3]),
+                repeats=int(match[4]),
+                squeeze_ratio=None if is_fused else squeeze_ratio,
+            )
+        )
+    return dataclasses.replace(spec, rows=tuple(rows), depth=1.0)
 
 
 def scale_filters(filters: int, width: float, *, keep_filters: bool = False) -> int:

@@ -149,13 +149,23 @@ def title(config: ConfigDict) -> str:
 
 def plan_of(config: ConfigDict) -> Plan:
     """The plan of a configuration on the published size of its data set."""
-    sizes = published_sizes(config.data.name)
+    sizes = published_sizes(config.data.name).used_by(config.data)
     return make_plan(
         config,
-        num_train_examples=sizes.train - config.data.minival_examples,
+        num_train_examples=sizes.train,
         num_eval_examples=sizes.eval,
-        num_classes=config.data.num_classes or sizes.classes,
+        num_classes=sizes.classes,
     )
+
+
+def num_eval_steps(config: ConfigDict, plan: Plan, batch_size: int) -> int:
+    """Of a whole run, on every split, of the weights and of their average.
+
+    The evaluations that the ends of stages add are not among them.
+    """
+    sizes = published_sizes(config.data.name).used_by(config.data)
+    batches = sum(-(-examples // batch_size) for examples in (sizes.eval, sizes.minival))
+    return 2 * batches * (plan.total_steps // plan.eval_every_steps)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -322,10 +332,7 @@ def run_steps(config: ConfigDict, topology: str) -> list[RunStep]:
 
     per_core = config.batch_size // num_devices
     eval_per_core, eval_size = -(-config.eval.batch_size // num_devices), config.eval.image_size
-    # Of the weights and of their average, on every split; a stage's end may add one.
-    splits = filter(None, (plan.num_eval_examples, config.data.minival_examples))
-    batches = sum(-(-examples // (eval_per_core * num_devices)) for examples in splits)
-    eval_steps = 2 * batches * (plan.total_steps // plan.eval_every_steps)
+    eval_steps = num_eval_steps(config, plan, eval_per_core * num_devices)
     return [
         # Its numbers are of a step, not of an image.
         RunStep("update", 0, 0, 1, 0, [Fit()], lower_update),

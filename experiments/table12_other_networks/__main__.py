@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from effnetv2_jax.tools.tpu_compile import plan_of
-from experiments import counts, estimates, rank
+from experiments import counts, cpu, estimates, rank, training
 from experiments.experiment import (
+    CPU,
     EXACT,
     TPU_ESTIMATE,
     Experiment,
@@ -20,6 +21,7 @@ from experiments.experiment import (
     markdown,
     shown,
 )
+from experiments.training import Arm, spread
 
 # Configuration of the training at a fixed size -> the name in Table 12 (with the inference size),
 # top-1 in % and hours on 32 cores of TPUv3, then both with progressive learning.
@@ -32,6 +34,15 @@ PAPER = {
 }
 # Of equal size and unequal depth.
 _SHALLOW, _DEEP = "configs/resnet.py:50,380", "configs/resnet.py:152,380"
+
+# Trained for real, on a few thousand small pictures: name -> variant and the share of its width
+# and depth.
+SMALL = {
+    "ResNet50 (width x 0.25)": ("resnet50", 0.25, 1.0),
+    "EfficientNet-B0 (width x 0.5, depth x 0.5)": ("efficientnet-b0", 0.5, 0.5),
+}
+# Only timed on a CPU, at every size of their training: images of a step.
+TIMED = {"configs/resnet.py:152,380": 4, "configs/v1.py:b5": 4}
 
 
 def progressive(config: str) -> str:
@@ -55,9 +66,47 @@ def _exact(config: str) -> dict[str, Value]:
     }
 
 
+def _small(name: str, is_progressive: bool) -> str:
+    return f"{name}, {'progressive' if is_progressive else 'fixed size'}"
+
+
+def _arms() -> dict[str, Arm]:
+    found = {}
+    for name, (variant, width, depth) in SMALL.items():
+        network = {
+            "model.variant": variant,
+            "model.width_multiplier": width,
+            "model.depth_multiplier": depth,
+        }
+        found[_small(name, False)] = Arm(training.CONFIG, {**network, "progressive.num_stages": 1})
+        found[_small(name, True)] = Arm(training.CONFIG, network)
+    return found
+
+
+def _sizes(config: str) -> list[int]:
+    """Of the training with and without progressive learning."""
+    return sorted(
+        {
+            stage.image_size
+            for each in (config, progressive(config))
+            for stage in plan_of(estimates.Run(each).load()).stages
+        }
+    )
+
+
+def _at(config: str, size: int) -> str:
+    return f"{config} at {size} px"
+
+
 def items() -> Sequence[Item]:
     """Each network with and without progressive learning."""
     found = [Item(EXACT, c, functools.partial(_exact, c)) for c in _configs()]
+    for config, batch_size in TIMED.items():
+        variant = estimates.Run(config).load().model.variant
+        for size in _sizes(config):
+            measure_step = functools.partial(cpu.train_quantities, variant, size, batch_size)
+            found.append(Item(CPU, _at(config, size), measure_step))
+    found += training.items(_arms())
     for config in _configs():
         measure = functools.partial(estimates.hours_quantities, estimates.Run(config))
         found.append(
@@ -80,6 +129,19 @@ def _by_area(rows: Rows) -> list[float]:
 
 def _by_estimate(rows: Rows) -> list[float]:
     return _speed_ups(rows, "hours", TPU_ESTIMATE)
+
+
+def _seconds_an_image(rows: Rows, config: str) -> float:
+    """Of the mean training step on a CPU, over the stages of a run."""
+    plan = plan_of(estimates.Run(config).load())
+    fixed = config.removesuffix(",progressive=yes")
+    return (
+        sum(
+            stage.num_steps / rows.number(_at(fixed, stage.image_size), "images/s", CPU)
+            for stage in plan.stages
+        )
+        / plan.total_steps
+    )
 
 
 def _by_paper() -> list[float]:
@@ -124,7 +186,46 @@ def tables(rows: Rows) -> Mapping[str, str]:
 
         paper = PAPER[_DEEP][column] / PAPER[_SHALLOW][column]
         depth.append((what, ratio("FLOPs, G"), ratio("hours"), f"{paper:.2f}"))
+    trained = []
+    for name in SMALL:
+        fixed, rising = (_small(name, is_progressive) for is_progressive in (False, True))
+        seconds = [spread(rows, arm, training.SECONDS) for arm in (fixed, rising)]
+        trained.append(
+            (
+                name,
+                *(str(spread(rows, arm)) for arm in (fixed, rising)),
+                spread(rows, rising).minus(spread(rows, fixed)),
+                *map(str, seconds),
+                shown(seconds[0].mean / seconds[1].mean, ".2f"),
+            )
+        )
+    timed = []
+    for config in TIMED:
+        found = [_seconds_an_image(rows, each) for each in (config, progressive(config))]
+        timed.append(
+            (
+                PAPER[config][0],
+                *(shown(1e3 * each, ".0f") for each in found),
+                shown(found[0] / found[1], ".2f"),
+                f"{PAPER[config][2] / PAPER[config][4]:.2f}",
+            )
+        )
     return {
+        "trained": markdown(
+            (
+                *("network", "fixed size: test top-1, %", "progressive: test top-1, %"),
+                *("difference, points", "fixed size: training steps, s"),
+                *("progressive: training steps, s", "speed-up"),
+            ),
+            trained,
+        ),
+        "timed": markdown(
+            (
+                *("network", "ms an image, fixed size", "progressive", "speed-up"),
+                "the paper's speed-up",
+            ),
+            timed,
+        ),
         "exact": markdown(
             (
                 *("network", "parameters, M", "FLOPs, G", "training px, fixed"),
@@ -162,6 +263,14 @@ def answer(rows: Rows) -> str:
         correlation = rank.correlation(ours, _by_paper())
         parts.append(f"{what}: {text} (rank correlation {shown(correlation, '.2f', 'none')})")
     paper = ", ".join(f"{value:.2f}" for value in _by_paper())
+    for name in SMALL:
+        fixed, rising = (_small(name, is_progressive) for is_progressive in (False, True))
+        difference = spread(rows, rising).minus(spread(rows, fixed))
+        ratio = (
+            spread(rows, fixed, training.SECONDS).mean / spread(rows, rising, training.SECONDS).mean
+        )
+        if difference:
+            parts.append(f"trained on a CPU, {name}: {ratio:.2f}, top-1 {difference}")
     return f"speed-up of training {'; '.join(parts)}; in the paper: {paper}"
 
 

@@ -244,6 +244,36 @@ def test_a_minival_is_smaller_than_the_training_split():
             load_dataset("synthetic:train=23", minival_examples=count)
 
 
+def test_training_on_fewer_examples():
+    name = "synthetic:train=60,eval=3,size=4"
+    whole = load_dataset(name, minival_examples=20)
+    few = load_dataset(name, minival_examples=20, train_examples=10)
+    names, rest = (
+        {source.describe(index) for index in range(source.num_examples)}
+        for source in (few.train, whole.train)
+    )
+    assert len(names) == 10 and names < rest
+    assert few.minival.num_examples == 20 and few.eval.num_examples == 3
+    assert load_dataset(name, minival_examples=20, train_examples=40).train.num_examples == 40
+    for count in (0, 41):
+        with pytest.raises(InputError, match=rf"train_examples {count} .* the 40 of"):
+            load_dataset(name, minival_examples=20, train_examples=count)
+
+
+def test_tuning_sees_the_minival_in_place_of_the_evaluation_split():
+    name = "synthetic:train=60,eval=3,size=4"
+    held_out = load_dataset(name, minival_examples=20).minival
+    tuning = load_dataset(name, minival_examples=20, eval_split="minival")
+    assert tuning.minival is None and tuning.train.num_examples == 40
+    for (image, label), (expected, expected_label) in zip(
+        examples(tuning.eval), examples(held_out), strict=True
+    ):
+        np.testing.assert_array_equal(image, expected)
+        assert label == expected_label
+    with pytest.raises(InputError, match="'minival' needs some: set minival_examples"):
+        load_dataset(name, eval_split="minival")
+
+
 @pytest.fixture(scope="module")
 def multi_label_dir(tmp_path_factory):
     """A data_dir with `tagged` and `tagged_up_to_five`, whose metadata has max_labels 5.

@@ -1,0 +1,1 @@
+"""Training-aware architecture search (section 3.3 of the paper): space, trial, search, scaling."""
