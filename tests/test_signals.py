@@ -25,6 +25,15 @@ def test_a_loop_within_a_loop_hears_what_came_before_and_passes_on_what_comes():
 
 
 def test_a_second_interrupt_is_pythons_own():
+    # A process that was started in the background ignores interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _interrupt_twice()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_twice():
     with pytest.raises(KeyboardInterrupt), stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signum == signal.SIGINT
