@@ -1,8 +1,8 @@
-"""A few thousand pictures of Fashion-MNIST and a network that can learn them by heart.
+"""A thousand pictures of Fashion-MNIST and a network that can learn them by heart.
 
     python -m effnetv2_jax.main --config=configs/fashion_mnist_subset.py --workdir=DIR
 
-Not a run of the paper, but of its scale of difficulty: on 3,000 pictures regularisation decides,
+Not a run of the paper, but of its scale of difficulty: on 1,000 pictures regularisation decides,
 as on ImageNet, and a run takes three minutes on two CPU cores. The experiments on the paper's
 training claims (experiments/table05 to table14) start here. The evaluation split is a held-out
 part of the training pictures; --config.data.eval_split=None evaluates on the test pictures.

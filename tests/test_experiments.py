@@ -31,6 +31,7 @@ from experiments.experiment import (
 )
 from experiments.speed import run as speed
 from experiments.tpu_compile import run as tpu_compile
+from experiments.training import Spread
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -318,3 +319,27 @@ def test_rank_correlation():
     # Equal values share a rank; what is not known does not count.
     assert rank.correlation([1, 1, 2, math.nan], [1, 1, 2, 0]) == pytest.approx(1.0)
     assert math.isnan(rank.correlation([1, 2], [1, 2]))
+
+
+def test_networks_are_trained_again_as_they_were_in_the_search():
+    from effnetv2_jax.nas.trial import trial_config
+
+    nas = importlib.import_module("experiments.nas.__main__")
+    variant = nas.baseline()
+    arm = nas._as_in_the_search(variant)
+    again = estimates.Run(arm.config, dict(arm.overrides)).load()
+    assert again.to_dict() == trial_config(nas._config().trial, variant).to_dict()
+
+
+def test_a_difference_is_seen_if_its_interval_leaves_out_zero():
+    # scipy.stats.ttest_ind(equal_var=False): 1.547 to 2.453, and -0.562 to 4.162.
+    one, other = Spread((81.0, 81.2, 81.4)), Spread((79.0, 79.2, 79.4))
+    assert one.minus(other) == "+2.00 ± 0.45 (seen)"
+    wide = Spread((80.0, 81.0, 82.0))
+    assert wide.minus(other) == "+1.80 ± 2.36 (not seen)"
+    assert Spread((1.0,)).minus(other) == ""
+    assert (str(Spread((1.0,))), str(one), str(Spread(()))) == (
+        "1.00 (one seed)",
+        "81.20 ± 0.20",
+        "",
+    )

@@ -19,7 +19,7 @@ PAPER = {
     ("random", True): (84.2, 0.10),
 }
 _ORDERS = {"rising": "progressive resize", "random": "random resize"}
-# The paper draws a new size every 8 of 350 epochs, 44 times; at 30 epochs, one a stage more.
+# The paper draws a new size every 8 of 350 epochs, 44 times; at 90 epochs ten draws.
 NUM_DRAWS = 10
 
 
@@ -101,7 +101,7 @@ def plot(rows: Rows, folder: Path) -> None:
         for number, (epochs, values) in enumerate(training.curves(rows, name(*key)).values()):
             label = name(*key) if number == 0 else None
             left.plot(epochs, values, "-o", color=color, ms=2.5, lw=1, label=label)
-    left.set(title="Fashion-MNIST, 3,000 pictures (all seeds)", ylabel=training.VALIDATION)
+    left.set(title="Fashion-MNIST, 1,000 pictures (all seeds)", ylabel=training.VALIDATION)
     for (series, points), color in zip(paper_figures.read("fig6").items(), colors, strict=False):
         right.plot(*zip(*points, strict=True), color=color, label=series)
     right.set(title="the paper's Figure 6: ImageNet", ylabel="top-1, %", ylim=(40, 87))
