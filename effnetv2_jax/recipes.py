@@ -404,9 +404,9 @@ def fashion_mnist_subset() -> ConfigDict:
     config.normalize.mean = (73.0, 73.0, 73.0)
     config.normalize.std = (90.0, 90.0, 90.0)
 
-    # In the paper's proportions, 128 to 300 px; the pictures have 28.
+    # Up to 16 px the last feature map is a single pixel, and the pictures have 28.
     config.progressive.num_stages = 4
-    config.progressive.image_size = (18, 36)
+    config.progressive.image_size = (18, 28)
     config.progressive.dropout_rate = (0.1, 0.3)
     config.progressive.randaug_magnitude = (2.0, 8.0)
     config.progressive.mixup_alpha = (0.0, 0.0)
@@ -416,7 +416,7 @@ def fashion_mnist_subset() -> ConfigDict:
     config.learning_rate.warmup_epochs = 2.0
     config.ema_decay = 0.99
 
-    config.eval.image_size = 36
+    config.eval.image_size = 28
     config.eval.crop = "squash"
     config.eval.batch_size = 500
     config.eval.every_epochs = 10.0

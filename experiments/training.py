@@ -31,7 +31,7 @@ SEEDS = (0, 1, 2)
 
 # What all arms but those of transfer start from, and what it says of its last and first stage.
 CONFIG = "configs/fashion_mnist_subset.py"
-IMAGE_SIZE, DROPOUT, MAGNITUDE = (18, 36), (0.1, 0.3), (2.0, 8.0)
+IMAGE_SIZE, DROPOUT, MAGNITUDE = (18, 28), (0.1, 0.3), (2.0, 8.0)
 
 TEST, VALIDATION = "test top-1, %", "validation top-1, %"
 TRAINING = "training top-1, %"

@@ -12,7 +12,7 @@ from experiments import training
 from experiments.experiment import Experiment, Item, Rows, command, markdown
 from experiments.training import Arm, Spread, spread
 
-SIZES = (18, 26, 36)
+SIZES = (18, 23, 28)
 MAGNITUDES = (2, 5, 8)
 # Magnitude -> top-1 in % and its standard deviation over three runs, at 128, 192 and 300 px.
 PAPER_SIZES = (128, 192, 300)
