@@ -32,7 +32,7 @@ test-newer:
 		$(MAKE) --no-print-directory PYTHON="$$newer" .venv-newer/installed-dev && \
 		.venv-newer/bin/python -m pytest -q -m "not slow and not parity" -n 2 --dist loadfile \
 			tests/models tests/test_steps.py tests/test_train_state.py tests/test_optimizers.py \
-			tests/test_checkpoint.py tests/test_reporting.py tests/data/test_pipeline.py tests/nas \
+			tests/test_checkpoint.py tests/test_reporting.py tests/data/test_pipeline.py tests/nas/test_search.py \
 			tests/tools/test_export.py tests/tools/test_convert.py; \
 	fi
 

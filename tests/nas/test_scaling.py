@@ -26,9 +26,13 @@ def test_late_stages_get_more_layers_and_images_stay_below_480():
     assert plain.layers()[:4] == scaled.layers()[:4] and plain.layers()[5] < scaled.layers()[5]
 
 
+@pytest.mark.slow
 def test_a_budget_of_multiply_adds_is_kept():
     scaled = scale_to("efficientnetv2-s", 24.6e9)
     assert 0.9 * 24.6e9 < scaled.multiply_adds() <= 24.6e9
+
+
+def test_a_network_that_cannot_be_scaled():
     with pytest.raises(InputError, match="has more than 1e\\+09 multiply-adds already"):
         scale_to("efficientnetv2-s", 1e9)
     with pytest.raises(InputError, match="'resnet50' cannot be scaled"):
