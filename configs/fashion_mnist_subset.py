@@ -2,10 +2,12 @@
 
     python -m effnetv2_jax.main --config=configs/fashion_mnist_subset.py --workdir=DIR
 
-Not a run of the paper, but of its scale of difficulty: on 1,000 pictures regularisation decides,
-as on ImageNet, and a run takes three minutes on two CPU cores. The experiments on the paper's
-training claims (experiments/table05 to table14) start here. The evaluation split is a held-out
-part of the training pictures; --config.data.eval_split=None evaluates on the test pictures.
+Not a run of the paper. On so few pictures regularisation has something to do, and a run takes
+minutes on two CPU cores. The experiments on the paper's training claims (experiments/table05 to
+table14) start here, and experiments/small_network says what it is. The evaluation split is a
+held-out part of the training pictures; for the test pictures afterwards,
+
+    python -m effnetv2_jax.tools.evaluate --model=DIR --data=fashion_mnist
 """
 
 from ml_collections import ConfigDict

@@ -399,7 +399,7 @@ def fashion_mnist_subset() -> ConfigDict:
 
     config.augment.crop_area = (0.8, 1.0)
     config.augment.crop_aspect_ratio = (0.85, 1.18)
-    # Two operations on such small pictures leave half of them unrecognised.
+    # The paper's two operations are meant for larger pictures.
     config.augment.randaug_layers = 1
     config.normalize.mean = (73.0, 73.0, 73.0)
     config.normalize.std = (90.0, 90.0, 90.0)
