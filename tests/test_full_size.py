@@ -129,7 +129,12 @@ def test_each_kind_of_step_runs_on_a_cut_down_network(name, argument, tmp_path):
     config.model.update(
         dtype="float32", width_multiplier=0.25, depth_multiplier=0.02, stem_stride=1
     )
-    config.data.update(name="synthetic:classes=5,train=64,eval=16,size=48", minival_examples=0)
+    config.data.update(
+        name="synthetic:classes=5,train=64,eval=16,size=48",
+        train_examples=None,
+        eval_split=None,
+        minival_examples=0,
+    )
     config.data.num_classes = None
     config.progressive.update(num_stages=1, image_size=(32, 32))
     config.eval.update(image_size=32, batch_size=16, at_stage_size=False, every_epochs=1.0)
