@@ -85,7 +85,7 @@ def tables(rows: Rows) -> Mapping[str, str]:
             )
         )
         table_ms, hours = TABLE_7[variant]
-        latency.append((variant, f"{ms:g}", table_ms, hours, shown(_latency(variant))))
+        latency.append((variant, f"{ms:g}", table_ms, hours, shown(_latency(variant), ".0f")))
     return {
         "sizes": markdown(
             (

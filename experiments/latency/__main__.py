@@ -60,7 +60,8 @@ def items() -> Sequence[Item]:
         return Item(CPU, model, measure, packages=packages)
 
     found = [item("ours", model, PAPER[name][1], "jax") for name, model in OURS.items()]
-    return [*found, *(item("timm", model, size) for model, size, _ in PAPER.values())]
+    timm = ("timm", "torch")
+    return [*found, *(item("timm", model, size, *timm) for model, size, _ in PAPER.values())]
 
 
 def tables(rows: Rows) -> Mapping[str, str]:
@@ -83,7 +84,7 @@ def tables(rows: Rows) -> Mapping[str, str]:
         *("network", "px", "this project, ms", "timm, ms"),
         *("this project / timm's V2-S", "timm / timm's V2-S", "the paper / its V2-S"),
     )
-    return {"latency": markdown(header, lines)}
+    return {"latency": markdown(header, lines), "answer": f"{answer(rows)}."}
 
 
 def answer(rows: Rows) -> str:
