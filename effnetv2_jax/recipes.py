@@ -432,7 +432,7 @@ def fashion_mnist_subset() -> ConfigDict:
     config.data.eval_split = "minival"
 
     # So few steps need small batches, a high rate, and averages that follow soon.
-    config.batch_size = 64
+    config.batch_size = 32
     config.num_epochs = 90.0
     config.learning_rate.per_256_images = 0.016
     config.learning_rate.warmup_epochs = 2.0
@@ -452,7 +452,7 @@ def fashion_mnist_subset() -> ConfigDict:
     config.eval.every_epochs = 10.0
     config.checkpoint.every_epochs = 30.0
     config.checkpoint.keep = 1
-    config.log_every_steps = 50
+    config.log_every_steps = 100
     return config
 
 

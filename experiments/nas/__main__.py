@@ -92,6 +92,7 @@ def _as_in_the_search(variant: str) -> Arm:
             "model.variant": variant,
             "model.depth_multiplier": 1.0,
             "num_epochs": 10.0,
+            "batch_size": 64,
             "data.train_examples": 4000,
             "augment.policy": "none",
             "progressive.randaug_magnitude": (0.0, 0.0),

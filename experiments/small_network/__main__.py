@@ -14,8 +14,9 @@ SEEDS = (0,)
 _PLAIN = "without regularisation"
 # It has to learn its pictures by heart: otherwise it lacks capacity or steps, not regularisation.
 LEAST_TRAINING = 99.0
-_RATES = (0.008, 0.016, 0.032)
-CHOSEN_RATE = 0.016
+# (images of a batch, peak learning rate for 256 of them).
+CHOSEN = (32, 0.016)
+_SETTINGS = (CHOSEN, (64, 0.016), (32, 0.008), (32, 0.032))
 _NOTHING = {
     "augment.policy": "none",
     "augment.crop": "squash",
@@ -26,16 +27,20 @@ _NOTHING = {
 }
 
 
-def _rate(rate: float) -> str:
-    return f"peak rate {rate:g} for 256 pictures"
+def _setting(batch_size: int, rate: float) -> str:
+    return f"batch {batch_size}, peak rate {rate:g} for 256 pictures"
 
 
 def _arms() -> dict[str, Arm]:
-    rates = {
-        _rate(rate): Arm(training.CONFIG, {"learning_rate.per_256_images": rate}, is_tested=False)
-        for rate in _RATES
+    tuned = {
+        _setting(batch_size, rate): Arm(
+            training.CONFIG,
+            {"batch_size": batch_size, "learning_rate.per_256_images": rate},
+            is_tested=False,
+        )
+        for batch_size, rate in _SETTINGS
     }
-    return {_PLAIN: Arm(training.CONFIG, _NOTHING, is_tested=False), **rates}
+    return {_PLAIN: Arm(training.CONFIG, _NOTHING, is_tested=False), **tuned}
 
 
 def items() -> Sequence[Item]:
@@ -61,7 +66,7 @@ def answer(rows: Rows) -> str:
     """Whether it overfits, and what regularisation gains."""
     plain, chosen = (
         {q: rows.number(name, q, PROXY) for q in (training.TRAINING, training.VALIDATION)}
-        for name in (_PLAIN, _rate(CHOSEN_RATE))
+        for name in (_PLAIN, _setting(*CHOSEN))
     )
     if not plain[training.TRAINING] >= 0 or not chosen[training.TRAINING] >= 0:
         return "not trained yet"
