@@ -103,7 +103,7 @@ def _as_in_the_search(variant: str) -> Arm:
 
 
 def _in_full(variant: str) -> Arm:
-    """Progressive learning, three times as long."""
+    """Progressive learning, for as long as the other experiments train."""
     return Arm(training.CONFIG, {"model.variant": variant, "model.depth_multiplier": 1.0})
 
 
