@@ -99,6 +99,7 @@ def _as_in_the_search(variant: str) -> Arm:
             "progressive.num_stages": 1,
             "eval.every_epochs": 10.0,
         },
+        is_tested=False,
     )
 
 
