@@ -149,7 +149,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike[str]) -> d
         num_classes=dataset.num_classes,
     )
     model = create_model(**config.model, num_classes=dataset.num_classes, axis_name=AXIS)
-    _check_sizes(config, plan, model.total_stride)
+    check_sizes(config, plan, model.total_stride)
     schedule = planned_schedule(config, plan)
     optimizer = make_optimizer(schedule, **config.optimizer)
     splits = {"eval": dataset.eval}
@@ -538,7 +538,12 @@ def check_finite(metrics: dict[str, Any], checkpoints: Checkpoints) -> None:
         )
 
 
-def _check_sizes(config: ConfigDict, plan: Plan, total_stride: int) -> None:
+def check_sizes(config: ConfigDict, plan: Plan, total_stride: int) -> None:
+    """Refuses images that the network or the pairs of mixing cannot take.
+
+    Raises:
+      InputError: smaller than the network's total stride, or an odd share of a batch.
+    """
     sizes = {"progressive.image_size": min(s.image_size for s in plan.stages)}
     sizes["eval.image_size"] = config.eval.image_size
     for key, size in sizes.items():

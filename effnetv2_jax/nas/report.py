@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from effnetv2_jax.config import base_config
@@ -73,17 +74,21 @@ def _table(best: Sequence[Any]) -> str:
 
 def _configuration(best: Any, num_trials: int, config: ConfigDict) -> str:
     """A configuration file that trains the network as the trials do, for longer."""
-    defaults = dict(_leaves(base_config().to_dict()))
+    defaults = flatten_dict(base_config().to_dict(), sep=".")
     trial = trial_config(config.trial, best.user_attrs["variant"])
     # The held-out examples go on choosing the checkpoint; the test set says how good it is.
     trial.data.eval_split = None
-    changes = {k: v for k, v in _leaves(trial.to_dict()) if v != defaults[k]}
+    changes = {k: v for k, v in flatten_dict(trial.to_dict(), sep=".").items() if v != defaults[k]}
+    examples = config.trial.data.train_examples
+    limit = f" of {examples} examples" if examples else ""
+    lift = " and set data.train_examples to None" if examples else ""
     lines = "\n".join(f"            {key!r}: {value!r}," for key, value in changes.items())
     return f'''"""The best of {num_trials} networks: trial {best.number}, reward {best.value:.4f}.
 
     python -m effnetv2_jax.main --config=THIS_FILE --workdir=DIR
 
-It is trained as in the search, {config.trial.num_epochs:g} epochs: raise num_epochs.
+It is trained as in the search, {config.trial.num_epochs:g} epochs{limit}: raise
+num_epochs{lift}.
 """
 
 from ml_collections import ConfigDict
@@ -102,16 +107,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     return config
 '''
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found += _leaves(value, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, value))
-    return found
 
 
 def _importances(study: Any) -> str | None:
@@ -138,20 +133,8 @@ def _plot(trials: Sequence[Any], path: epath.Path) -> None:
     rewards = [trial.value for trial in trials]
     for axes, name in zip(all_axes, ("step_time", "parameters_ratio"), strict=True):
         costs = [trial.user_attrs[name] for trial in trials]
-        points = axes.scatter(costs, accuracy, c=rewards, s=14, cmap="viridis")
-        front = pareto_front(costs, accuracy)
-        axes.plot(
-            [costs[i] for i in front],
-            [accuracy[i] for i in front],
-            *("-",),
-            color="tab:red",
-            linewidth=1,
-            label="Pareto front",
-        )
-        best = max(range(len(trials)), key=rewards.__getitem__)
-        axes.plot(costs[best], accuracy[best], "*", color="tab:red", ms=12, label="best reward")
+        points = plot_costs(axes, costs, accuracy, rewards)
         axes.set_xlabel(f"{name.replace('_', ' ')} to the baseline's")
-        axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("top-1 on held-out examples, %")
     all_axes[0].legend(fontsize=8)
     figure.colorbar(points, ax=all_axes, label="reward")
@@ -159,6 +142,29 @@ def _plot(trials: Sequence[Any], path: epath.Path) -> None:
     figure.savefig(buffer, dpi=100, format="png")
     plt.close(figure)
     _write_bytes(path, buffer.getvalue())
+
+
+def plot_costs(
+    axes: Any, costs: Sequence[float], accuracy: Sequence[float], rewards: Sequence[float]
+) -> Any:
+    """Draws networks by cost and accuracy, coloured by reward, and marks front and best.
+
+    Returns:
+      The points, for a colour bar.
+    """
+    points = axes.scatter(costs, accuracy, c=rewards, s=14, cmap="viridis")
+    front = pareto_front(costs, accuracy)
+    axes.plot(
+        [costs[i] for i in front],
+        [accuracy[i] for i in front],
+        color="tab:red",
+        linewidth=1,
+        label="Pareto front",
+    )
+    best = max(range(len(rewards)), key=rewards.__getitem__)
+    axes.plot(costs[best], accuracy[best], "*", color="tab:red", ms=12, label="best reward")
+    axes.grid(alpha=0.3)
+    return points
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:

@@ -1,7 +1,8 @@
 """How a search chooses: at random, by a REINFORCE controller, or by Optuna's own samplers.
 
-The first two depend on nothing but the seed, the number of a trial and what the study knows, so
-any worker would draw the same.
+The first two depend on nothing but the seed, how many networks were drawn before and what the
+study knows, so any worker would draw the same, and a network that has to be tried again changes no
+later draw.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ RANDOM, REINFORCE = "random", "reinforce"
 _OPTUNA = {"tpe": "TPESampler", "nsga2": "NSGAIISampler"}
 # Advantages are in standard deviations of the rewards so far; this keeps the first ones small.
 _LEAST_DEVIATION = 1e-3
+# What Optuna marks a trial with that was not drawn, see `Study.enqueue_trial`.
+_QUEUED = "fixed_params"
 
 
 class PolicySampler(BaseSampler):
@@ -32,7 +35,8 @@ class PolicySampler(BaseSampler):
     The controller of Tan et al. 2019 (MnasNet) without its recurrence: the probability of a
     network is the product over its choices. After each trial, in the order of their numbers, the
     logits move along the gradient of the log-probability, times the advantage over a moving
-    average of the rewards. With a learning rate of 0 it is random search.
+    average of the rewards. With a learning rate of 0 it is random search. A network that failed has
+    no reward, and teaches nothing.
 
     Args:
       parameters: name -> choices.
@@ -92,9 +96,13 @@ class PolicySampler(BaseSampler):
     ) -> dict[str, Any]:
         """A choice for every parameter."""
         del search_space
-        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        trials = study.get_trials(deepcopy=False)
+        done = [other for other in trials if other.state == TrialState.COMPLETE]
         probabilities = self.probabilities(done)
-        rng = random.Random(f"{self._seed} {trial.number}")
+        drawn = sum(
+            other.number < trial.number and _QUEUED not in other.system_attrs for other in trials
+        )
+        rng = random.Random(f"{self._seed} {drawn}")
         return {
             name: rng.choices(choices, weights=list(probabilities[name]))[0]
             for name, choices in self._parameters.items()

@@ -1,7 +1,10 @@
 """From a found S to larger networks: compound scaling with the paper's two changes.
 
     python -m effnetv2_jax.nas.scaling                # S to the sizes of M and L, beside both
-    python -m effnetv2_jax.nas.scaling VARIANT        # what a search found, likewise
+    python -m effnetv2_jax.nas.scaling VARIANT        # another network, as a search found it
+
+A network's name says nothing of model.width_multiplier and model.stem_stride: it is scaled at the
+full width and the image size of its backbone.
 
 Section 3.3: EfficientNet's compound scaling, but inference images have at most 480 px, and later
 stages, "e.g., stage 5 and 6 in Table 4", get more layers. The paper gives no coefficients.
@@ -79,10 +82,10 @@ def scale_up(variant: str, steps: float, *, late_depth: float = LATE_DEPTH) -> S
       InputError: another family, or a negative exponent.
     """
     spec = specs.get_spec(variant)
-    if spec.family != "efficientnet" or steps < 0:
-        raise InputError(
-            f"{variant!r} cannot be scaled by {steps:g} steps: give an EfficientNet, and 0 or more."
-        )
+    if spec.family != "efficientnet":
+        raise InputError(f"{variant!r} cannot be scaled: give an EfficientNet.")
+    if steps < 0:
+        raise InputError(f"{variant!r} cannot be scaled by {steps:g} steps: give 0 or more.")
     rows = []
     for index, row in enumerate(spec.rows):
         factor = DEPTH**steps * (late_depth**steps if index + 1 >= _FIRST_LATE_STAGE else 1.0)
@@ -91,7 +94,7 @@ def scale_up(variant: str, steps: float, *, late_depth: float = LATE_DEPTH) -> S
     largest = max(MAX_SIZE, spec.eval_size)
     return Scaled(
         f"{backbone}@{specs.encode_rows(rows)}",
-        WIDTH**steps,
+        round(WIDTH**steps, 3),  # As it is printed.
         min(largest, round(spec.eval_size * SIZE**steps)),
     )
 
@@ -103,7 +106,10 @@ def scale_to(variant: str, multiply_adds: float) -> Scaled:
         return scale_up(variant, steps).multiply_adds() <= multiply_adds
 
     if not fits(0.0):
-        raise InputError(f"{variant!r} has more than {multiply_adds:.3g} multiply-adds already.")
+        raise InputError(
+            f"{variant!r} has more than {multiply_adds:.3g} multiply-adds already: give a smaller "
+            "network."
+        )
     low, high = 0.0, 1.0
     while fits(high):
         low, high = high, 2 * high
@@ -117,10 +123,18 @@ def scale_to(variant: str, multiply_adds: float) -> Scaled:
 
 
 def compare(variant: str) -> str:
-    """A network scaled to the FLOPs of M and L, beside them, as text."""
+    """A network scaled to the FLOPs of M and L, beside those that are larger, as text.
+
+    Raises:
+      InputError: neither of them is.
+    """
+    own = scale_up(variant, 0.0).multiply_adds()
     lines = []
     for target in _TARGETS:
         published = Scaled(target, 1.0, specs.get_spec(target).eval_size)
+        if target != _TARGETS[-1] and published.multiply_adds() < own:
+            lines += [f"{target} has fewer FLOPs than {variant}.", ""]
+            continue
         scaled = scale_to(variant, published.multiply_adds())
         for name, network in ((target, published), (f"{variant} scaled", scaled)):
             lines += [
@@ -132,12 +146,22 @@ def compare(variant: str) -> str:
                 f"  channels {' '.join(f'{count:>4}' for count in network.channels())}",
             ]
         lines += [
+            f"  scaled / published: {_ratios(scaled, published)}",
             f"  train it: --config.model.variant={scaled.variant} "
-            f"--config.model.width_multiplier={scaled.width_multiplier:.3f} "
+            f"--config.model.width_multiplier={scaled.width_multiplier:g} "
             f"--config.eval.image_size={scaled.eval_size}",
             "",
         ]
     return "\n".join(lines).rstrip()
+
+
+def _ratios(scaled: Scaled, published: Scaled) -> str:
+    parameters = [count_parameters(each.network()) for each in (scaled, published)]
+    return (
+        f"parameters {parameters[0] / parameters[1]:.2f}, "
+        f"FLOPs {scaled.multiply_adds() / published.multiply_adds():.2f}, "
+        f"layers {sum(scaled.layers()) / sum(published.layers()):.2f}"
+    )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -27,14 +27,23 @@ from ml_collections import ConfigDict, config_flags
 from effnetv2_jax import command_line
 from effnetv2_jax.config import RESUMABLE_CHANGES, base_config, to_plain
 from effnetv2_jax.errors import InputError
-from effnetv2_jax.nas.space import Space, make_space
+from effnetv2_jax.nas.space import (
+    EXPANSIONS,
+    EXTRA_LAYERS,
+    KERNEL_SIZES,
+    OPERATIONS,
+    Space,
+    make_space,
+)
+from effnetv2_jax.paths import absolute, is_remote
 
 FLAGS = flags.FLAGS
 
 # Samples in a row that were all tried before end a search: the space, or the policy, is exhausted.
 _MAX_REPEATED = 200
-# So many failures in a row are no fault of the networks.
-_MAX_FAILURES = 5
+# So many failures in a row are no fault of the networks: before the first success, and after it.
+_MAX_FAILURES, _MAX_LATER_FAILURES = 5, 20
+_MEND = "mend the trials' configuration, and search in another workdir."
 _WAITING_SECONDS = 2.0
 _REPORT_SECONDS = 60.0
 
@@ -52,17 +61,17 @@ def base_search_config() -> ConfigDict:
     # nas.space.make_space
     config.space = ConfigDict()
     config.space.backbone = "efficientnet-b4"
-    config.space.operations = ("mbconv", "fused")
-    config.space.kernel_sizes = (3, 5)
-    config.space.expansions = (1, 4, 6)
-    config.space.extra_layers = (-1, 0, 1)
+    config.space.operations = OPERATIONS
+    config.space.kernel_sizes = KERNEL_SIZES
+    config.space.expansions = EXPANSIONS
+    config.space.extra_layers = EXTRA_LAYERS
 
     # nas.sampler.make_sampler
     config.sampler = ConfigDict()
     config.sampler.name = "random"
     config.sampler.learning_rate = 0.1
 
-    # nas.trial.reward
+    # nas.trial.reward: section 3.3's exponents of training step time and parameters.
     config.reward = ConfigDict()
     config.reward.time_exponent = -0.07
     config.reward.parameters_exponent = -0.05
@@ -113,6 +122,7 @@ def search(
         num_tried,
         open_study,
         repeat,
+        trained_trials,
         tried_before,
     )
     from effnetv2_jax.nas.trial import (
@@ -132,8 +142,7 @@ def search(
     baseline = space.backbone
     check_trial_config(config.trial, baseline)
     timer = make_timer(step_time, config.trial, baseline)
-    path = epath.Path(os.path.abspath(os.path.expanduser(os.fspath(workdir))))
-    path.mkdir(parents=True, exist_ok=True)
+    path = _open_workdir(workdir)
     keep_compilations(str(path / "compilation_cache"))
     study = open_study(
         storage or str(path / "study.journal"), sampler, _identity(config, space, timer.device)
@@ -147,10 +156,11 @@ def search(
         config.num_trials,
     )
     repeated, failures = 0, 0
+    has_trained = bool(trained_trials(study))
     begun, trained = time.monotonic(), 0
     reported = begun
     is_prepared, is_waiting = False, False
-    with stop_signals() as stop:
+    with stop_signals() as stop, _told_if_storage_is_lost():
         while repeated < _MAX_REPEATED:
             if stop.signum:
                 raise Interrupted(stop.signum, num_tried(study))
@@ -184,22 +194,24 @@ def search(
                         config.trial, variant, folder, timer=timer, baseline=baseline
                     )
             except TrialFailed as error:
-                _remove_states(folder)
                 with _unless_taken_for_dead(trial.number):
                     trial.set_user_attr("error", str(error))
                     study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                    _remove_states(folder)
                 logging.warning("Trial %d, %s, failed: %s", trial.number, variant, error)
                 failures += 1
-                if failures >= _MAX_FAILURES:
+                if failures >= (_MAX_LATER_FAILURES if has_trained else _MAX_FAILURES):
                     raise InputError(
-                        f"the last {failures} networks failed, at last by {error}: mend the "
-                        "trials' configuration, and search in another workdir."
+                        f"the last {failures} networks failed, at last by {error}: "
+                        + ("see to the device, and start again to go on." if has_trained else _MEND)
                     ) from error
                 continue
-            except BaseException:
-                give_back(study, trial.number)
+            except BaseException as error:
+                # A stop and bad input are no fault of the network.
+                is_stop = isinstance(error, Interrupted | InputError)
+                give_back(study, trial, is_loss=isinstance(error, Exception) and not is_stop)
                 raise
-            failures = 0
+            failures, has_trained = 0, True
             trained += 1
             value = reward(
                 outcome.accuracy, outcome.step_time, outcome.parameters_ratio, **config.reward
@@ -208,7 +220,7 @@ def search(
                 for name, found in dataclasses.asdict(outcome).items():
                     trial.set_user_attr(name, found)
                 study.tell(trial, value)
-            _remove_states(folder)
+                _remove_states(folder)
             done = num_tried(study)
             left = (config.num_trials - done) * (time.monotonic() - begun) / trained
             logging.info(
@@ -223,7 +235,7 @@ def search(
                 outcome.step_time,
                 outcome.parameters / 1e6,
                 outcome.parameters_ratio,
-                study.best_value,
+                max([value, *(known.values[0] for known in trained_trials(study))]),
                 left / 60,
             )
             if time.monotonic() - reported > _REPORT_SECONDS:
@@ -252,6 +264,22 @@ def _identity(config: ConfigDict, space: Space, device: str) -> dict[str, Any]:
     }
 
 
+def _open_workdir(workdir: str | os.PathLike[str]) -> epath.Path:
+    path = absolute(workdir)
+    if is_remote(path):
+        raise InputError(
+            f"workdir {path} is in a bucket: name a folder on a disk, and --storage for what "
+            "machines share."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"workdir {path} cannot be used ({error.strerror}): name another."
+        ) from error
+    return path
+
+
 def _remove_states(folder: epath.Path) -> None:
     """What stays of a trial is its metrics."""
     for name in ("checkpoints", "best", "tensorboard"):
@@ -260,13 +288,29 @@ def _remove_states(folder: epath.Path) -> None:
 
 @contextmanager
 def _unless_taken_for_dead(number: int) -> Iterator[None]:
-    """Of a trial that others gave back meanwhile, only they may tell the result."""
+    """Of a trial that others gave back meanwhile, only they may tell the result.
+
+    They may be training in the same folder, too.
+    """
     from optuna.exceptions import UpdateFinishedTrialError
 
     try:
         yield
     except UpdateFinishedTrialError:
         logging.warning("Trial %d was given back while it ran: its result is not counted.", number)
+
+
+@contextmanager
+def _told_if_storage_is_lost() -> Iterator[None]:
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except StorageInternalError as error:
+        raise InputError(
+            "the storage of the study cannot be reached any more: start again to go on when it is "
+            "back."
+        ) from error
 
 
 @contextmanager

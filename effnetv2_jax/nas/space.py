@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,14 @@ from effnetv2_jax.models import specs
 Choice = str | int
 # Name of a parameter -> what is chosen.
 Choices = Mapping[str, Choice]
+
+# Section 3.3 of the paper, but for the layers, of which it gives no range.
+OPERATIONS = ("mbconv", "fused")
+KERNEL_SIZES = (3, 5)
+EXPANSIONS = (1, 4, 6)
+EXTRA_LAYERS = (-1, 0, 1)
+# What a network's name has digits for.
+_LARGEST = 99
 
 _FIELDS = {
     "operation": "operation",
@@ -45,10 +52,6 @@ class Space:
     def size(self) -> int:
         """How many networks there are."""
         return math.prod(len(choices) for choices in self.parameters.values())
-
-    def sample(self, rng: random.Random) -> dict[str, Choice]:
-        """A network, each as likely as any other."""
-        return {name: rng.choice(choices) for name, choices in self.parameters.items()}
 
     def variant(self, choices: Choices) -> str:
         """The network's name, which `create_model` and every configuration take.
@@ -89,7 +92,11 @@ class Space:
                 f"{variant!r} has {len(spec.rows)} stages and the backbone {self.backbone!r} "
                 f"{len(specs.get_spec(self.backbone).rows)}."
             )
-        self.variant(found)
+        if _layers(specs.get_spec(self.variant(found))) != _layers(spec):
+            raise InputError(
+                f"{variant!r} differs from the backbone {self.backbone!r} in more than operations, "
+                "kernel sizes, expansions and layers: give a network of that backbone."
+            )
         return found
 
     def describe(self) -> dict[str, object]:
@@ -103,18 +110,18 @@ class Space:
 def make_space(
     backbone: str,
     *,
-    operations: Sequence[str] = ("mbconv", "fused"),
-    kernel_sizes: Sequence[int] = (3, 5),
-    expansions: Sequence[int] = (1, 4, 6),
-    extra_layers: Sequence[int] = (-1, 0, 1),
+    operations: Sequence[str] = OPERATIONS,
+    kernel_sizes: Sequence[int] = KERNEL_SIZES,
+    expansions: Sequence[int] = EXPANSIONS,
+    extra_layers: Sequence[int] = EXTRA_LAYERS,
 ) -> Space:
-    """The space around a backbone; the defaults are the paper's, which gives no range of layers.
+    """The space around a backbone.
 
     Args:
       backbone: an EfficientNet, or one with other rows, `BACKBONE@ROWS`.
       operations: of `mbconv` and `fused`.
-      kernel_sizes: odd.
-      expansions: ratios.
+      kernel_sizes: odd, below 100.
+      expansions: ratios, whole and below 100.
       extra_layers: how many more layers than the backbone a stage may have; at least one stays.
 
     Raises:
@@ -137,6 +144,11 @@ def make_space(
     for operation in operations:
         if operation not in ("mbconv", "fused"):
             raise InputError(f"operation {operation!r} of the space: choose mbconv, fused or both.")
+    for name in ("kernel_sizes", "expansions", "extra_layers"):
+        if any(type(value) is not int or abs(value) > _LARGEST for value in options[name]):
+            raise InputError(
+                f"{name} of the space is {tuple(options[name])}: give whole numbers below 100."
+            )
     if any(size < 1 or size % 2 == 0 for size in kernel_sizes) or min(expansions) < 1:
         raise InputError(
             f"kernel_sizes {tuple(kernel_sizes)} must be odd, and expansions {tuple(expansions)} 1 "
@@ -152,3 +164,8 @@ def make_space(
             f"stage{index + 1}_layers": tuple(sorted(layers)),
         }
     return Space(backbone, parameters)
+
+
+def _layers(spec: specs.Spec) -> tuple[object, ...]:
+    """All that a network is built from."""
+    return specs.unroll(spec), spec.scaled_end(spec.head_filters), spec.activation

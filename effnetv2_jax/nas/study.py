@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -33,6 +34,7 @@ _HEARTBEAT_SECONDS, _SILENT_SECONDS = 30.0, 300.0
 _MOST_LOSSES = 5
 # What a worker waits at most for another one to say which network it tries.
 _NAMING_SECONDS = 10.0
+_HEARTBEAT, _GIVEN_BACK = "heartbeat", "given_back"
 STUDY = "effnetv2"
 
 
@@ -72,8 +74,10 @@ def open_study(where: str, sampler: BaseSampler, identity: Mapping[str, Any]) ->
     except Exception as error:  # Whatever a database's driver raises.
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"storage {where!r} cannot be used ({reason}): give a file, or the address of a "
-            "database as sqlite:///study.db."
+            _without_password(
+                f"storage {where!r} cannot be used ({reason}): give a file, or the address of a "
+                "database as sqlite:///study.db."
+            )
         ) from error
     for name, value in identity.items():
         text = json.dumps(value, sort_keys=True)
@@ -82,8 +86,11 @@ def open_study(where: str, sampler: BaseSampler, identity: Mapping[str, Any]) ->
             study.set_user_attr(name, text)
         elif known != text:
             raise InputError(
-                f"the study in {where!r} has another {name} ({_first_difference(known, text)}): "
-                "name another workdir (and storage), or search with the same."
+                _without_password(
+                    f"the study in {where!r} has another {name} "
+                    f"({_first_difference(known, text)}): name another workdir (and storage), or "
+                    "search with the same."
+                )
             )
     return study
 
@@ -98,6 +105,11 @@ def _storage(where: str) -> str | JournalStorage:
         return where
     # NFS below version 3 and some network disks know no symbolic links, the default's means.
     return JournalStorage(JournalFileBackend(where, JournalFileOpenLock(where)))
+
+
+def _without_password(text: str) -> str:
+    """What is told of an address ends in logs."""
+    return re.sub(r"(://[^\s:/@]*):[^\s/@]+@", r"\1:***@", text)
 
 
 def _first_difference(known: str, text: str) -> str:
@@ -131,6 +143,7 @@ def begin_trial(study: optuna.Study, parameters: Mapping[str, tuple[Any, ...]]) 
     """A new trial of this worker, with a choice for every parameter."""
     trial = study.ask()
     # First of all, so that the trial is known to be lost if the worker dies.
+    trial.set_user_attr(_HEARTBEAT, time.time())
     trial.set_user_attr("worker", WORKER)
     for name, choices in parameters.items():
         trial.suggest_categorical(name, choices)
@@ -175,25 +188,32 @@ def give_back_lost_trials(study: optuna.Study) -> None:
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _is_lost(trial):
-            losses = trial.user_attrs.get("losses", 0) + 1
             logging.warning("Trial %d was lost with its worker.", trial.number)
-            give_back(study, trial.number, losses)
+            _try_again(study, trial, trial.user_attrs.get("losses", 0) + 1)
 
 
-def give_back(study: optuna.Study, number: int, losses: int | None = None) -> None:
-    """Ends a trial without a result and puts its network in front of the queue.
+def give_back(study: optuna.Study, trial: Trial, *, is_loss: bool) -> None:
+    """Ends a trial of this worker without a result; its network is tried again.
 
     Args:
       study: that it is of.
-      number: of the trial.
-      losses: how often a worker died while it tried this network; None: as often as before.
+      trial: that this worker began.
+      is_loss: whether the network may be at fault, so that it is not tried without end.
     """
-    trial = study.get_trials(deepcopy=False)[number]
-    if losses is None:
-        losses = trial.user_attrs.get("losses", 0)
+    try:
+        if not is_loss:
+            trial.set_user_attr(_GIVEN_BACK, True)
+        known = study.get_trials(deepcopy=False)[trial.number]
+        _try_again(study, known, known.user_attrs.get("losses", 0) + is_loss)
+    except Exception as error:  # The storage may be what ends the search.
+        logging.warning("Trial %d could not be given back: %s", trial.number, error)
+
+
+def _try_again(study: optuna.Study, trial: FrozenTrial, losses: int) -> None:
+    """Puts the network in front of the queue unless it was lost too often."""
     choices = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     try:
-        study.tell(number, state=TrialState.FAIL)
+        study.tell(trial.number, state=TrialState.FAIL)
     except (RuntimeError, ValueError):
         return  # Another worker was faster.
     if choices and losses < _MOST_LOSSES:
@@ -202,10 +222,10 @@ def give_back(study: optuna.Study, number: int, losses: int | None = None) -> No
 
 def _has_failed(trial: FrozenTrial) -> bool:
     """Whether a trial's network cannot be trained; not so if only its worker was lost."""
+    if trial.state != TrialState.FAIL or {"same_as", _GIVEN_BACK} & trial.user_attrs.keys():
+        return False
     is_last_loss = trial.user_attrs.get("losses", 0) >= _MOST_LOSSES - 1
-    return trial.state == TrialState.FAIL and (
-        "error" in trial.user_attrs or (is_last_loss and "same_as" not in trial.user_attrs)
-    )
+    return "error" in trial.user_attrs or is_last_loss
 
 
 def _is_lost(trial: FrozenTrial) -> bool:
@@ -216,7 +236,7 @@ def _is_lost(trial: FrozenTrial) -> bool:
     if machine == WORKER[0] and (pid == WORKER[1] or not _is_alive(pid)):
         return True
     begun = trial.datetime_start
-    heard = trial.user_attrs.get("heartbeat", begun.timestamp() if begun else 0.0)
+    heard = trial.user_attrs.get(_HEARTBEAT, begun.timestamp() if begun else 0.0)
     return bool(time.time() - heard > _SILENT_SECONDS)
 
 
@@ -238,7 +258,7 @@ def heartbeat(trial: Trial) -> Iterator[None]:
     def beat() -> None:
         while not done.is_set():
             try:
-                trial.set_user_attr("heartbeat", time.time())
+                trial.set_user_attr(_HEARTBEAT, time.time())
             except UpdateFinishedTrialError:
                 return  # Others took this worker for dead.
             except Exception as error:  # A database that is away for a while.

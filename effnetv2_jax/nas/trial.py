@@ -27,11 +27,13 @@ from effnetv2_jax.mixing import check_mixing
 from effnetv2_jax.models.create import count_parameters, create_model
 from effnetv2_jax.optimizers import make_optimizer
 from effnetv2_jax.parallel import check_batch_size, check_form
-from effnetv2_jax.train import TrainingDiverged, planned_schedule, train_and_evaluate
-
-# Exponents of the reward (section 3.3): training step time and parameters.
-TIME_EXPONENT = -0.07
-PARAMETERS_EXPONENT = -0.05
+from effnetv2_jax.train import (
+    TrainingDiverged,
+    check_sizes,
+    planned_fits,
+    planned_schedule,
+    train_and_evaluate,
+)
 
 ON_DEVICE = "device"
 _TPU = "tpu:"
@@ -46,10 +48,10 @@ def reward(
     step_time: float,
     parameters: float,
     *,
-    time_exponent: float = TIME_EXPONENT,
-    parameters_exponent: float = PARAMETERS_EXPONENT,
+    time_exponent: float,
+    parameters_exponent: float,
 ) -> float:
-    """A * S^w * P^v.
+    """A * S^w * P^v (section 3.3 of the paper).
 
     Args:
       accuracy: A, a fraction.
@@ -132,7 +134,7 @@ class _DeviceTimer:
         self.device = f"{len(devices)} x {_processor() if kind == 'cpu' else kind}"
         self._config = config
         self._baseline = baseline
-        self._baseline_turn: Callable[[], float] = lambda: math.nan
+        self._baseline_turn: Callable[[], float] | None = None
 
     def prepare(self) -> None:
         """See `StepTimer`."""
@@ -141,8 +143,12 @@ class _DeviceTimer:
 
     def __call__(self, variant: str) -> tuple[float, float]:
         """See `StepTimer`."""
+        baseline_turn = self._baseline_turn or self._turn(self._baseline)
+        # A step that fails takes its state with it: after an error the baseline begins anew.
+        self._baseline_turn = None
         turn = self._turn(variant)
-        pairs = [(turn(), self._baseline_turn()) for _ in range(_ROUNDS)]
+        pairs = [(turn(), baseline_turn()) for _ in range(_ROUNDS)]
+        self._baseline_turn = baseline_turn
         seconds = statistics.median(taken for taken, _ in pairs)
         return 1e3 * seconds, statistics.median(taken / beside for taken, beside in pairs)
 
@@ -221,6 +227,7 @@ class _CompilerTimer:
         config.progressive.num_stages = 1
         config.progressive.order = "rising"
         config.progressive.image_size = (largest, largest)
+        config.memory.update(micro_batches="1", remat_groups="0")  # Whole steps, see `StepTimer`.
         (row,) = chosen_rows(list(compile_steps(config, self._topology, steps=("train",))))
         if not row.fits:
             raise TrialFailed(f"a step does not fit into a core of {self._topology}: {row.error}")
@@ -305,10 +312,20 @@ def check_trial_config(config: ConfigDict, backbone: str) -> None:
             f"data.eval_split of the trials is {config.data.eval_split}: a search is scored on "
             f"held-out training examples, set it to {MINIVAL!r} and data.minival_examples."
         )
+    if config.init_from is not None:
+        raise InputError(
+            f"init_from of the trials is {config.init_from!r}: networks of a search have no common "
+            "weights, leave it out."
+        )
     if config.model.depth_multiplier != 1.0:
         raise InputError(
             f"model.depth_multiplier of the trials is {config.model.depth_multiplier:g}: it must "
             "be 1, since a network of the space says how many layers it has."
+        )
+    if jax.process_count() > 1:
+        raise InputError(
+            f"this machine is one of {jax.process_count()} of a slice: every machine of a search "
+            "trains networks of its own, so use machines whose devices are theirs alone."
         )
     check_form(config.parallel)
     check_batch_size(config.batch_size, jax.device_count())
@@ -318,4 +335,6 @@ def check_trial_config(config: ConfigDict, backbone: str) -> None:
     Loss(**config.loss)
     dataset, plan = _plan(config)
     make_optimizer(planned_schedule(config, plan), **config.optimizer)
-    create_model(**trial_config(config, backbone).model, num_classes=dataset.num_classes)
+    model = create_model(**trial_config(config, backbone).model, num_classes=dataset.num_classes)
+    check_sizes(config, plan, model.total_stride)
+    planned_fits(config, plan, model, jax.device_count(), limit=None)

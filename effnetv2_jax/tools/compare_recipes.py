@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from effnetv2_jax.config import to_plain
@@ -71,20 +72,9 @@ REASONS = {
 }
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def differences(make: Callable[[str], ConfigDict]) -> dict[str, tuple[Any, Any]]:
     """Key -> (value of `paper`, value of `released`) where they differ."""
-    paper, released = (flatten(to_plain(make(recipe))) for recipe in RECIPES)
+    paper, released = (flatten_dict(to_plain(make(recipe)), sep=".") for recipe in RECIPES)
     return {key: (paper[key], released[key]) for key in paper if paper[key] != released[key]}
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from effnetv2_jax.errors import InputError
 from effnetv2_jax.models import specs
@@ -62,13 +62,13 @@ def _search() -> dict[str, Value]:
     from effnetv2_jax.nas.study import load_study, trained_trials
 
     workdir = training.RUNS / "nas"
-    command = ["-m", "effnetv2_jax.nas.search", f"--config={CONFIG}", f"--workdir={workdir}"]
+    arguments = ["-m", "effnetv2_jax.nas.search", f"--config={CONFIG}", f"--workdir={workdir}"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     status = subprocess.run(
-        [sys.executable, *command], cwd=training.ROOT, env=environment
+        [sys.executable, *arguments], cwd=training.ROOT, env=environment
     ).returncode
     if status:
-        raise InputError(f"{' '.join(command)} ended with status {status}.")
+        raise InputError(f"{' '.join(arguments)} ended with status {status}.")
     study = load_study(str(training.ROOT / workdir / "study.journal"))
     names = ("variant", "accuracy", "step_milliseconds", "step_time", "parameters")
     found = trained_trials(study)
@@ -86,21 +86,15 @@ def _search() -> dict[str, Value]:
 
 def _as_in_the_search(variant: str) -> Arm:
     """The training of a trial."""
-    return Arm(
-        training.CONFIG,
-        {
-            "model.variant": variant,
-            "model.depth_multiplier": 1.0,
-            "num_epochs": 10.0,
-            "batch_size": 64,
-            "data.train_examples": 4000,
-            "augment.policy": "none",
-            "progressive.randaug_magnitude": (0.0, 0.0),
-            "progressive.num_stages": 1,
-            "eval.every_epochs": 10.0,
-        },
-        is_tested=False,
-    )
+    from flax.traverse_util import flatten_dict
+
+    from effnetv2_jax.nas.trial import trial_config
+    from experiments.estimates import Run
+
+    configs = (Run(training.CONFIG).load(), trial_config(_config().trial, variant))
+    before, after = (flatten_dict(config.to_dict(), sep=".") for config in configs)
+    changes = {key: value for key, value in after.items() if value != before[key]}
+    return Arm(training.CONFIG, changes, is_tested=False)
 
 
 def _in_full(variant: str) -> Arm:
@@ -192,14 +186,20 @@ def _costs(rows: Rows) -> dict[str, list[float]]:
     }
 
 
-def _effects(costs: Sequence[float]) -> list[float]:
-    """What Fused-MBConv in place of MBConv does to a cost, in %, stage by stage.
+class _Effect(NamedTuple):
+    """What Fused-MBConv in place of MBConv does to the cost of a whole step, in %."""
 
-    A least-squares fit of the logarithm of the cost to all choices of all stages.
-    """
+    percent: float
+    half_width: float  # Of the 95 % confidence interval.
+
+
+def _effects(costs: Sequence[float]) -> list[_Effect]:
+    """Stage by stage: a least-squares fit of the logarithm of the cost to all choices."""
     import numpy as np
+    from scipy import stats
 
-    design, stages = [], len(specs.get_spec(baseline()).rows)
+    stages = len(specs.get_spec(baseline()).rows)
+    design = []
     for row in trials():
         features = [1.0]
         for each in specs.get_spec(row["variant"]).rows:
@@ -210,10 +210,19 @@ def _effects(costs: Sequence[float]) -> list[float]:
                 float(each.repeats),
             ]
         design.append(features)
-    if not design or any(math.isnan(cost) for cost in costs):
-        return [math.nan] * stages
-    fitted, *_ = np.linalg.lstsq(np.array(design), np.log(costs), rcond=None)
-    return [100 * (math.exp(fitted[1 + 4 * stage]) - 1) for stage in range(stages)]
+    freedom = len(design) - (1 + 4 * stages)
+    if freedom < 1 or any(math.isnan(cost) for cost in costs):
+        return [_Effect(math.nan, math.nan)] * stages
+    matrix, logarithms = np.array(design), np.log(costs)
+    fitted, *_ = np.linalg.lstsq(matrix, logarithms, rcond=None)
+    variance = float(((logarithms - matrix @ fitted) ** 2).sum()) / freedom
+    errors = np.sqrt(variance * np.diag(np.linalg.pinv(matrix.T @ matrix)))
+    quantile = float(stats.t.ppf(0.975, freedom))
+    found = []
+    for index in range(1, 1 + 4 * stages, 4):
+        factor = math.exp(fitted[index])
+        found.append(_Effect(100 * (factor - 1), 100 * factor * quantile * float(errors[index])))
+    return found
 
 
 def _full(rows: Rows, name: str) -> Spread:
@@ -296,10 +305,16 @@ def tables(rows: Rows) -> Mapping[str, str]:
         ),
         "fused": markdown(
             ("Fused-MBConv instead of MBConv: step time, %", *(f"stage {s}" for s in stages)),
-            [(name, *(shown(e, "+.0f") for e in values)) for name, values in effects.items()],
+            [(name, *map(_shown_effect, values)) for name, values in effects.items()],
         ),
         "answer": f"{answer(rows)}.",
     }
+
+
+def _shown_effect(effect: _Effect) -> str:
+    if math.isnan(effect.percent):
+        return ""
+    return f"{effect.percent:+.0f} ± {effect.half_width:.0f}"
 
 
 _MEANS = (_ACCURACY, "step_time", "parameters_ratio")
@@ -329,7 +344,7 @@ def plot(rows: Rows, folder: Path) -> None:
     """Accuracy against cost, and what Fused-MBConv does to the step of each device."""
     import matplotlib
 
-    from effnetv2_jax.nas.report import pareto_front
+    from effnetv2_jax.nas.report import plot_costs
 
     known = trials()
     if not known:
@@ -342,15 +357,20 @@ def plot(rows: Rows, folder: Path) -> None:
     rewards = [float(row[_REWARD]) for row in known]
     for axes, name in zip(all_axes, ("step_time", "parameters_ratio"), strict=False):
         costs = [float(row[name]) for row in known]
-        points = axes.scatter(costs, accuracy, c=rewards, s=14, cmap="viridis")
-        front = pareto_front(costs, accuracy)
-        axes.plot([costs[i] for i in front], [accuracy[i] for i in front], color="tab:red", lw=1)
+        points = plot_costs(axes, costs, accuracy, rewards)
         axes.set(xlabel=f"{name.replace('_', ' ')} to the baseline's", ylabel="accuracy, %")
-        axes.grid(alpha=0.3)
     figure.colorbar(points, ax=all_axes[1], label="reward")
     for name, values in _costs(rows).items():
         effects = _effects(values)
-        all_axes[2].plot(range(1, len(effects) + 1), effects, "-o", ms=4, label=name)
+        all_axes[2].errorbar(
+            range(1, len(effects) + 1),
+            [effect.percent for effect in effects],
+            [effect.half_width for effect in effects],
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=name,
+        )
     all_axes[2].axhline(0, color="black", lw=0.8)
     all_axes[2].set(xlabel="stage", ylabel="Fused-MBConv instead of MBConv: cost, %")
     all_axes[2].grid(alpha=0.3)

@@ -8,6 +8,8 @@ import pytest
 
 optuna = pytest.importorskip("optuna")
 
+from optuna.trial import TrialState  # noqa: E402
+
 from effnetv2_jax.errors import InputError  # noqa: E402
 from effnetv2_jax.nas.sampler import PolicySampler, distributions, make_sampler  # noqa: E402
 
@@ -37,8 +39,22 @@ def test_draws_depend_on_seed_and_number_alone():
 
 def test_random_search_stays_uniform_whatever_the_rewards():
     study = run(PolicySampler(PARAMETERS, seed=0), 600, lambda p: float(p["a"] == "x"))
-    counts = collections.Counter(trial.params["a"] for trial in study.trials)
-    assert all(150 < counts[choice] < 250 for choice in PARAMETERS["a"])
+    for name, choices in PARAMETERS.items():
+        counts = collections.Counter(trial.params[name] for trial in study.trials)
+        for choice in choices:
+            # Four standard deviations.
+            assert counts[choice] / 600 == pytest.approx(1 / len(choices), abs=0.08)
+
+
+def test_a_network_that_is_tried_again_changes_no_later_draw():
+    whole = [t.params for t in run(PolicySampler(PARAMETERS, seed=1), 12).trials]
+    study = run(PolicySampler(PARAMETERS, seed=1), 5)
+    study.tell(study.ask(fixed_distributions=distributions(PARAMETERS)), state=TrialState.FAIL)
+    study.enqueue_trial(study.trials[-1].params)
+    for _ in range(7):
+        study.tell(study.ask(fixed_distributions=distributions(PARAMETERS)), 0.0)
+    done = [t.params for t in study.trials if t.state == TrialState.COMPLETE]
+    assert done == whole
 
 
 def test_the_controller_learns_what_is_rewarded():

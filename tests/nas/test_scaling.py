@@ -35,8 +35,16 @@ def test_a_budget_of_multiply_adds_is_kept():
 def test_a_network_that_cannot_be_scaled():
     with pytest.raises(InputError, match="has more than 1e\\+09 multiply-adds already"):
         scale_to("efficientnetv2-s", 1e9)
-    with pytest.raises(InputError, match="'resnet50' cannot be scaled"):
+    with pytest.raises(InputError, match="'resnet50' cannot be scaled: give an EfficientNet"):
         scale_up("resnet50", 1.0)
+    with pytest.raises(InputError, match="by -1 steps: give 0 or more"):
+        scale_up("efficientnetv2-s", -1.0)
+
+
+@pytest.mark.parametrize("steps", [0.7, 1.3, 2.9])
+def test_what_is_printed_is_what_was_scaled(steps):
+    scaled = scale_up("efficientnetv2-s", steps)
+    assert float(f"{scaled.width_multiplier:g}") == scaled.width_multiplier
 
 
 @pytest.mark.slow
@@ -45,3 +53,4 @@ def test_the_comparison_shows_the_published_networks():
     assert "efficientnetv2-m: 480 px, 54.1M parameters, 24.6G FLOPs" in text
     assert "efficientnetv2-l: 480 px, 118.5M parameters, 56.1G FLOPs" in text
     assert text.count("efficientnetv2-s scaled: 480 px") == 2
+    assert text.count("scaled / published: parameters 0.") == 2

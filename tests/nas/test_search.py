@@ -13,19 +13,23 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import jax
 import pytest
 
 optuna = pytest.importorskip("optuna")
 
 from effnetv2_jax.errors import InputError  # noqa: E402
+from effnetv2_jax.memory import DoesNotFit, NoRoom  # noqa: E402
 from effnetv2_jax.nas import study as study_module  # noqa: E402
 from effnetv2_jax.nas import trial as trial_module  # noqa: E402
+from effnetv2_jax.nas.report import pareto_front  # noqa: E402
 from effnetv2_jax.nas.search import base_search_config, search  # noqa: E402
 from effnetv2_jax.nas.study import trained_trials  # noqa: E402
 from effnetv2_jax.nas.trial import Outcome, TrialFailed, reward  # noqa: E402
-from effnetv2_jax.train import Interrupted  # noqa: E402
+from effnetv2_jax.train import Interrupted, TrainingDiverged  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -80,11 +84,17 @@ def fake(monkeypatch):
 
 
 def test_the_reward_is_the_papers():
-    assert reward(0.8, 1.0, 1.0) == 0.8
+    exponents = base_search_config().reward
+    assert reward(0.8, 1.0, 1.0, **exponents) == 0.8
     # Twice as slow costs 4.7 %, twice as large 3.4 %.
-    assert reward(0.8, 2.0, 1.0) == pytest.approx(0.8 * 2**-0.07)
-    assert reward(0.8, 1.0, 2.0) == pytest.approx(0.8 * 2**-0.05)
+    assert reward(0.8, 2.0, 1.0, **exponents) == pytest.approx(0.8 * 2**-0.07)
+    assert reward(0.8, 1.0, 2.0, **exponents) == pytest.approx(0.8 * 2**-0.05)
     assert reward(0.8, 2.0, 2.0, time_exponent=0.0, parameters_exponent=0.0) == 0.8
+
+
+def test_the_front_is_what_nothing_cheaper_beats():
+    costs, accuracy = [3.0, 1.0, 2.0, 2.0, 4.0], [0.7, 0.5, 0.4, 0.6, 0.7]
+    assert pareto_front(costs, accuracy) == [1, 3, 0]
 
 
 def test_a_search_from_nothing(fake, tmp_path):
@@ -97,6 +107,21 @@ def test_a_search_from_nothing(fake, tmp_path):
     values = [float(row["reward"]) for row in rows]
     assert values == sorted(values, reverse=True)
     assert (tmp_path / "pareto.png").stat().st_size > 5000
+    assert not (tmp_path / "importances.csv").exists()  # Of so few networks they would be noise.
+
+
+def test_importances_name_what_the_reward_hangs_on(fake, tmp_path):
+    """`fake_outcome` rewards Fused-MBConv most, expansion 6 a little and kernel sizes not."""
+    search(small_config(num_trials=120), tmp_path)
+    with (tmp_path / "importances.csv").open() as stream:
+        found = {row["parameter"]: float(row["importance"]) for row in csv.DictReader(stream)}
+    assert sum(found.values()) == pytest.approx(1, abs=0.01)
+    shares = {
+        kind: sum(value for name, value in found.items() if name.endswith(kind))
+        for kind in ("operation", "expansion", "kernel_size")
+    }
+    assert shares["operation"] > shares["expansion"] + 0.2
+    assert shares["operation"] > shares["kernel_size"] + 0.2
 
 
 def test_the_best_is_a_configuration_that_main_can_train(fake, tmp_path):
@@ -122,8 +147,6 @@ def test_it_goes_on_where_it_was(fake, tmp_path):
     assert len(fake) == len(set(fake)) == 9 and len(trained_trials(study)) == 9
     search(small_config(num_trials=9), tmp_path)
     assert len(fake) == 9
-    # What is tried does not depend on the interruption.
-    again: list[str] = []
     at_once = search(small_config(num_trials=9), tmp_path / "at_once")
     again = [trial.user_attrs["variant"] for trial in trained_trials(at_once)]
     assert again == [trial.user_attrs["variant"] for trial in trained_trials(study)]
@@ -147,37 +170,63 @@ def test_a_trial_that_was_broken_off_is_tried_again(fake, monkeypatch, tmp_path,
     study = search(small_config(), tmp_path)
     assert calls[3] == calls[2]
     done = [trial.user_attrs["variant"] for trial in trained_trials(study)]
-    assert len(done) == len(set(done)) == 12 and calls[2] in done
+    assert len(done) == len(set(done)) == 12
+    # What is tried does not depend on the interruption, nor does the order.
+    monkeypatch.setattr(trial_module, "run_trial", run_trial)
+    at_once = search(small_config(), tmp_path / "at_once")
+    assert done == [trial.user_attrs["variant"] for trial in trained_trials(at_once)]
 
 
-def _only_lost(give_back):
+def _killed(study, trial, *, is_loss):
     """A process that is killed gives nothing back; another one finds what it lost."""
-    return lambda study, number, losses=None: losses and give_back(study, number, losses)
 
 
-def test_a_network_that_kills_its_workers_is_given_up(fake, monkeypatch, tmp_path):
-    """As when the system ends the process for its memory."""
-    monkeypatch.setattr(study_module, "give_back", _only_lost(study_module.give_back))
+def _starts(monkeypatch, tmp_path, config=None):
+    """Starts the search again and again, each time as another process, until it ends well."""
+    for start in range(20):
+        monkeypatch.setattr(study_module, "WORKER", (*study_module.WORKER[:2], str(start)))
+        try:
+            return start, search(config or small_config(), tmp_path)
+        except (KeyboardInterrupt, RuntimeError, Interrupted):
+            continue
+    raise AssertionError("no start came to its end")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("INTERNAL: cuDNN")])
+def test_a_network_that_ends_its_workers_is_given_up(fake, monkeypatch, tmp_path, error):
+    """Killed by the system for its memory, or with an error that is none of `TrialFailed`."""
+    if error is KeyboardInterrupt:
+        monkeypatch.setattr(study_module, "give_back", _killed)
     run_trial = trial_module.run_trial
     calls = []
 
-    def kills(config, variant, workdir, **rest):
+    def ends(config, variant, workdir, **rest):
         calls.append(variant)
         if variant == calls[0]:
-            raise KeyboardInterrupt
+            raise error
         return run_trial(config, variant, workdir, **rest)
 
-    monkeypatch.setattr(trial_module, "run_trial", kills)
-    for start in range(20):
-        # Each start is another process.
-        monkeypatch.setattr(study_module, "WORKER", (*study_module.WORKER[:2], str(start)))
-        try:
-            study = search(small_config(), tmp_path)
-            break
-        except KeyboardInterrupt:
-            continue
+    monkeypatch.setattr(trial_module, "run_trial", ends)
+    start, study = _starts(monkeypatch, tmp_path)
     assert calls.count(calls[0]) == 5 == start
     assert len(trained_trials(study)) == 11 and calls[0] not in fake
+
+
+def test_a_stop_is_no_fault_of_a_network_that_was_lost_before(fake, monkeypatch, tmp_path):
+    run_trial = trial_module.run_trial
+    calls = []
+
+    def ends(config, variant, workdir, **rest):
+        calls.append(variant)
+        if variant == calls[0] and calls.count(variant) <= 6:
+            # Four losses, of five that give it up, and two stops.
+            raise Interrupted(15, 0) if calls.count(variant) > 4 else RuntimeError
+        return run_trial(config, variant, workdir, **rest)
+
+    monkeypatch.setattr(trial_module, "run_trial", ends)
+    _, study = _starts(monkeypatch, tmp_path)
+    assert calls.count(calls[0]) == 7 and calls[0] in fake
+    assert len(trained_trials(study)) == 12
 
 
 def test_a_signal_between_trials_stops_the_search(fake, monkeypatch, tmp_path):
@@ -223,6 +272,123 @@ def test_failures_without_end_are_no_fault_of_the_networks(fake, monkeypatch, tm
     with pytest.raises(InputError, match=r"the last 5 networks failed, at last by RESOURCE"):
         search(small_config(), tmp_path)
     assert len(fake) == 5
+
+
+def test_many_networks_that_do_not_fit_leave_the_study_usable(fake, monkeypatch, tmp_path):
+    run_trial = trial_module.run_trial
+
+    def fails(config, variant, workdir, **rest):
+        if 1 <= len(fake) <= 20:
+            fake.append(variant)
+            raise TrialFailed("RESOURCE_EXHAUSTED: out of memory")
+        return run_trial(config, variant, workdir, **rest)
+
+    monkeypatch.setattr(trial_module, "run_trial", fails)
+    with pytest.raises(InputError, match=r"the last 20 networks failed.*start again to go on"):
+        search(small_config(num_trials=25), tmp_path)
+    assert len(fake) == 21
+    study = search(small_config(num_trials=25), tmp_path)
+    assert len(fake) == len(set(fake)) == 25 and len(trained_trials(study)) == 5
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TrainingDiverged("the loss of step 3 is nan"),
+        DoesNotFit("3 GiB", 3 * 2**30),
+        NoRoom("3 GiB"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"),
+        float("nan"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_network_can_be_at_fault_for(monkeypatch, tmp_path, error):
+    def train(config, workdir):
+        if isinstance(error, float):
+            return {"eval_ema/top1": error}
+        raise error
+
+    monkeypatch.setattr(trial_module, "train_and_evaluate", train)
+    config = small_config()
+    with pytest.raises(TrialFailed, match=r"nan|3 GiB|RESOURCE_EXHAUSTED"):
+        trial_module.run_trial(
+            config.trial,
+            config.space.backbone,
+            tmp_path,
+            timer=FakeTimer(),
+            baseline=config.space.backbone,
+        )
+
+
+def test_a_broken_device_is_no_networks_fault(monkeypatch, tmp_path):
+    def train(config, workdir):
+        raise jax.errors.JaxRuntimeError("INTERNAL: the driver is gone")
+
+    monkeypatch.setattr(trial_module, "train_and_evaluate", train)
+    config = small_config()
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        trial_module.run_trial(
+            config.trial,
+            config.space.backbone,
+            tmp_path,
+            timer=FakeTimer(),
+            baseline=config.space.backbone,
+        )
+
+
+def test_the_step_time_is_a_ratio_to_the_baseline(monkeypatch):
+    """And a baseline whose state an error took with it begins anew."""
+    config = small_config()
+    baseline = config.space.backbone
+    timer = trial_module.make_timer("device", config.trial, baseline)
+    turns = []
+
+    def turn(variant):
+        turns.append(variant)
+        if variant == "broken":
+            raise MemoryError
+        return lambda: 0.25 if variant == baseline else 0.75
+
+    monkeypatch.setattr(timer, "_turn", turn)
+    timer.prepare()
+    assert timer("slow") == (750.0, 3.0) and turns == [baseline, "slow"]
+    with pytest.raises(MemoryError):
+        timer("broken")
+    assert timer("slow") == (750.0, 3.0)
+    assert turns == [baseline, "slow", "broken", baseline, "slow"]
+
+
+def test_the_compilers_step_time_is_one_of_whole_steps(monkeypatch):
+    from effnetv2_jax.tools import tpu_compile
+
+    config = small_config()
+    config.trial.data.update(name="digits", minival_examples=100)
+    baseline = config.space.backbone
+    variant = baseline.replace("f", "m")
+    compiled = []
+
+    def compile_steps(config, topology, *, steps):
+        compiled.append(config)
+        is_baseline = config.model.variant == baseline
+        fits = config.model.variant != variant.replace("m3e6", "m5e6")
+        milliseconds = 4.0 if is_baseline else 2.0
+        yield types.SimpleNamespace(
+            step="train",
+            stage=1,
+            fits=fits,
+            error="17 GiB",
+            estimated_ms=milliseconds,
+        )
+
+    monkeypatch.setattr(tpu_compile, "compile_steps", compile_steps)
+    monkeypatch.setattr(tpu_compile, "topology_devices", lambda topology: [None] * 8)
+    timer = trial_module.make_timer("tpu:v3:2x2", config.trial, baseline)
+    timer.prepare()
+    assert timer(variant) == (2.0, 0.5)
+    whole = {"micro_batches": "1", "remat_groups": "0"}
+    assert [each.memory.to_dict() for each in compiled] == [whole, whole]
+    with pytest.raises(TrialFailed, match="does not fit into a core of v3:2x2: 17 GiB"):
+        timer(variant.replace("m3e6", "m5e6"))
 
 
 def test_a_space_that_is_used_up_ends_the_search(fake, tmp_path):
@@ -317,9 +483,12 @@ def test_two_workers_share_a_study_and_one_is_killed(storage, tmp_path):
         ({"trial.data.minival_examples": 0}, "needs some: set minival_examples"),
         ({"trial.data.name": "synthetik"}, "unknown data set 'synthetik'"),
         ({"trial.model.depth_multiplier": 0.5}, "model.depth_multiplier of the trials is 0.5"),
-        ({"trial.augment.policy": "randaugmint"}, "unknown"),
-        ({"trial.learning_rate.schedule": "linear"}, "unknown"),
-        ({"trial.model.dtype": "float8"}, "unknown dtype"),
+        ({"trial.augment.policy": "randaugmint"}, "randaugmint"),
+        ({"trial.learning_rate.schedule": "linear"}, "unknown learning_rate.schedule 'linear'"),
+        ({"trial.model.dtype": "float8"}, "unknown dtype 'float8'"),
+        ({"trial.progressive.image_size": (8, 8)}, "below the network's total stride"),
+        ({"trial.memory.micro_batches": "3"}, "memory.micro_batches 3 does not divide"),
+        ({"trial.init_from": "runs/other"}, "init_from of the trials is 'runs/other'"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_trained(fake, tmp_path, changes, message):
@@ -359,6 +528,33 @@ def test_a_study_of_another_search(fake, tmp_path):
     assert len(fake) == 2
 
 
+def test_a_workdir_that_cannot_be_one(fake, tmp_path):
+    (tmp_path / "file").write_text("text")
+    for workdir, message in (
+        (tmp_path / "file", "cannot be used (File exists): name another"),
+        ("gs://bucket/nas", "workdir gs://bucket/nas is in a bucket: name a folder on a disk"),
+    ):
+        with pytest.raises(InputError) as error:
+            search(small_config(), workdir)
+        assert message in str(error.value)
+    assert (tmp_path / "file").read_text() == "text" and not fake
+
+
+def test_a_storage_that_is_lost_while_it_is_searched(fake, monkeypatch, tmp_path):
+    def fails(config, variant, workdir, **rest):
+        raise optuna.exceptions.StorageInternalError("the server closed the connection")
+
+    monkeypatch.setattr(trial_module, "run_trial", fails)
+    with pytest.raises(InputError, match="cannot be reached any more: start again to go on"):
+        search(small_config(), tmp_path)
+
+
+def test_a_password_is_not_told(fake, tmp_path):
+    with pytest.raises(InputError) as error:
+        search(small_config(), tmp_path, storage="postgresql://me:secret@127.0.0.1:1/db")
+    assert "secret" not in str(error.value) and "me:***@127.0.0.1" in str(error.value)
+
+
 def test_a_storage_that_cannot_be_reached(fake, tmp_path):
     for storage in (f"sqlite:///{tmp_path}/missing/study.db", "nosuch://host/db", str(tmp_path)):
         with pytest.raises(InputError) as error:
@@ -381,7 +577,9 @@ def test_a_miniature_search(tmp_path):
         assert 0.0 <= found["accuracy"] <= 1.0 and found["step_milliseconds"] > 0
         assert found["parameters"] == trial_module.num_parameters(config.trial, found["variant"])
         assert trial.value == pytest.approx(
-            reward(found["accuracy"], found["step_time"], found["parameters_ratio"])
+            reward(
+                found["accuracy"], found["step_time"], found["parameters_ratio"], **config.reward
+            )
         )
         # Scored on what was held out, and on nothing else.
         (folder,) = [

@@ -14,6 +14,11 @@ from effnetv2_jax.models import specs
 from effnetv2_jax.models.create import count_parameters, create_model
 from effnetv2_jax.nas.space import make_space
 
+
+def sample(space, rng):
+    return {name: rng.choice(choices) for name, choices in space.parameters.items()}
+
+
 BACKBONES = ("efficientnetv2-b0", "efficientnet-b4", "efficientnet-lite0", "efficientnetv2-s")
 
 
@@ -23,7 +28,7 @@ def test_samples_are_networks_of_the_backbone_and_round_trip(backbone):
     base = specs.get_spec(backbone)
     variants = set()
     for _ in range(200):
-        choices = space.sample(rng)
+        choices = sample(space, rng)
         variant = space.variant(choices)
         assert space.choices(variant) == choices
         spec = specs.get_spec(variant)
@@ -40,17 +45,6 @@ def test_samples_are_networks_of_the_backbone_and_round_trip(backbone):
         assert spec.width == base.width and spec.eval_size == base.eval_size
         variants.add(variant)
     assert len(variants) > 190
-
-
-def test_sampling_is_seeded_and_uniform():
-    space = make_space("efficientnetv2-b0")
-    assert space.sample(random.Random(3)) == space.sample(random.Random(3))
-    rng = random.Random(0)
-    samples = [space.sample(rng) for _ in range(3000)]
-    for name, choices in space.parameters.items():
-        for choice in choices:
-            share = sum(sample[name] == choice for sample in samples) / len(samples)
-            assert share == pytest.approx(1 / len(choices), abs=0.04), (name, choice)
 
 
 def test_the_size_is_the_product_of_the_choices():
@@ -123,6 +117,11 @@ def test_a_name_that_is_no_network(variant, message):
         ({"operations": ("mbconv", "pool")}, "operation 'pool'"),
         ({"kernel_sizes": (3, 4)}, "kernel_sizes (3, 4) must be odd"),
         ({"expansions": (0, 4)}, "1 or more"),
+        ({"expansions": (4.5,)}, "expansions of the space is (4.5,): give whole numbers below 100"),
+        ({"expansions": (128,)}, "whole numbers below 100"),
+        ({"expansions": ("a",)}, "whole numbers below 100"),
+        ({"kernel_sizes": (3.0,)}, "kernel_sizes of the space is (3.0,)"),
+        ({"extra_layers": (0.5,)}, "extra_layers of the space is (0.5,)"),
     ],
 )
 def test_a_space_that_is_none(arguments, message):
@@ -135,11 +134,25 @@ def test_a_space_that_is_none(arguments, message):
 
 def test_choices_outside_the_space():
     space = make_space("efficientnetv2-b0", expansions=(1, 4))
-    choices = space.sample(random.Random(0))
+    choices = sample(space, random.Random(0))
     with pytest.raises(InputError, match="stage6_expansion is 6: it must be one of 1, 4"):
         space.variant({**choices, "stage6_expansion": 6})
     with pytest.raises(InputError, match="stage5_expansion is 6"):
         space.choices("efficientnetv2-b0")
     with pytest.raises(InputError, match="has 7 stages and the backbone 'efficientnetv2-b0' 6"):
         space.choices("efficientnet-b0")
+    # As many rows, and other channels or no squeeze-excitation: not the network that it would name.
+    for backbone, other in (
+        ("efficientnetv2-b0", "efficientnetv2-s"),
+        ("efficientnet-b0", "efficientnet-lite0"),
+        ("efficientnet-b0", "efficientnet-b2"),
+    ):
+        wide = make_space(backbone, extra_layers=range(-5, 30))
+        with pytest.raises(InputError, match="differs from the backbone"):
+            wide.choices(other)
+    # B1 is B0 with more layers.
+    wide = make_space("efficientnet-b0", extra_layers=range(3))
+    assert specs.unroll(
+        specs.get_spec(wide.variant(wide.choices("efficientnet-b1")))
+    ) == specs.unroll(specs.get_spec("efficientnet-b1"))
     assert dataclasses.asdict(space)["backbone"] == "efficientnetv2-b0"
