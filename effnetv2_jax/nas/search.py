@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from absl import flags, logging
@@ -45,6 +45,8 @@ _MAX_REPEATED = 200
 _MAX_FAILURES, _MAX_LATER_FAILURES = 5, 20
 _MEND = "mend the trials' configuration, and search in another workdir."
 _WAITING_SECONDS = 2.0
+# Of compiled programs: a network that was tried has no further use for its own.
+_CACHE_BYTES = 2 << 30
 _REPORT_SECONDS = 60.0
 
 
@@ -143,7 +145,8 @@ def search(
     check_trial_config(config.trial, baseline)
     timer = make_timer(step_time, config.trial, baseline)
     path = _open_workdir(workdir)
-    keep_compilations(str(path / "compilation_cache"))
+    programs = path / "compilation_cache"
+    keep_compilations(str(programs))
     study = open_study(
         storage or str(path / "study.journal"), sampler, _identity(config, space, timer.device)
     )
@@ -221,6 +224,7 @@ def search(
                     trial.set_user_attr(name, found)
                 study.tell(trial, value)
                 _remove_states(folder)
+            _drop_oldest(programs, _CACHE_BYTES)
             done = num_tried(study)
             left = (config.num_trials - done) * (time.monotonic() - begun) / trained
             logging.info(
@@ -284,6 +288,20 @@ def _remove_states(folder: epath.Path) -> None:
     """What stays of a trial is its metrics."""
     for name in ("checkpoints", "best", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _drop_oldest(folder: epath.Path, max_bytes: int) -> None:
+    """Removes files until the rest has so many bytes; other workers may do the same meanwhile."""
+    found = []
+    for file in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            status = os.stat(file)
+            found.append((status.st_mtime, status.st_size, file))
+    kept = 0
+    for _, size, file in sorted(found, reverse=True):
+        kept += size
+        if kept > max_bytes:
+            file.unlink(missing_ok=True)
 
 
 @contextmanager

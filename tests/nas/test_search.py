@@ -23,6 +23,7 @@ optuna = pytest.importorskip("optuna")
 
 from effnetv2_jax.errors import InputError  # noqa: E402
 from effnetv2_jax.memory import DoesNotFit, NoRoom  # noqa: E402
+from effnetv2_jax.nas import search as search_module  # noqa: E402
 from effnetv2_jax.nas import study as study_module  # noqa: E402
 from effnetv2_jax.nas import trial as trial_module  # noqa: E402
 from effnetv2_jax.nas.report import pareto_front  # noqa: E402
@@ -138,6 +139,17 @@ def test_the_best_is_a_configuration_that_main_can_train(fake, tmp_path):
     assert config.to_dict() == expected.to_dict()
     # And writing it left the search's own configuration alone.
     assert searched.to_dict() == small_config().to_dict()
+
+
+def test_programs_of_networks_that_were_tried_do_not_fill_the_disk(fake, monkeypatch, tmp_path):
+    monkeypatch.setattr(search_module, "_CACHE_BYTES", 250)
+    folder = tmp_path / "compilation_cache"
+    folder.mkdir()
+    for age in range(4):
+        (folder / f"program{age}").write_bytes(bytes(100))
+        os.utime(folder / f"program{age}", (1e9 - age, 1e9 - age))
+    search(small_config(num_trials=1), tmp_path)
+    assert sorted(file.name for file in folder.iterdir()) == ["program0", "program1"]
 
 
 def test_it_goes_on_where_it_was(fake, tmp_path):
