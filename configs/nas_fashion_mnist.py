@@ -33,8 +33,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.trial.model.depth_multiplier = 1.0  # The backbone has its layers.
     # A choice: so short a training does without RandAugment, and gets more pictures instead.
     config.trial.num_epochs = 10.0
-    config.trial.batch_size = 64
-    config.trial.data.train_examples = 4000
+    config.trial.data.train_examples = 2000
     config.trial.augment.policy = "none"
     config.trial.progressive.randaug_magnitude = (0.0, 0.0)
     config.trial.progressive.num_stages = 1
