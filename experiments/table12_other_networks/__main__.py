@@ -35,7 +35,7 @@ PAPER = {
 # Of equal size and unequal depth.
 _SHALLOW, _DEEP = "configs/resnet.py:50,380", "configs/resnet.py:152,380"
 
-# Trained for real, on a few thousand small pictures: name -> variant and the share of its width
+# Trained for real, on a thousand small pictures: name -> variant and the share of its width
 # and depth.
 SMALL = {
     "ResNet50 (width x 0.25)": ("resnet50", 0.25, 1.0),
@@ -248,6 +248,7 @@ def tables(rows: Rows) -> Mapping[str, str]:
             ("ResNet152 (380) / ResNet50 (380)", "FLOPs", "hours (estimate)", "the paper's hours"),
             depth,
         ),
+        "answer": f"{answer(rows)}.",
     }
 
 
@@ -274,12 +275,48 @@ def answer(rows: Rows) -> str:
     return f"speed-up of training {'; '.join(parts)}; in the paper: {paper}"
 
 
+def plot(rows: Rows, folder: Path) -> None:
+    """Accuracy of all seeds, and all speed-ups beside the paper's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    labels = []
+    for name in SMALL:
+        for is_progressive, color in ((False, "tab:gray"), (True, "tab:blue")):
+            values = spread(rows, _small(name, is_progressive)).values
+            left.plot(values, [len(labels)] * len(values), "o", color=color)
+            labels.append(f"{name},\n{'progressive' if is_progressive else 'fixed size'}")
+    left.set_yticks(range(len(labels)), labels)
+    left.invert_yaxis()
+    left.set_xlabel(f"{training.TEST} (all seeds)")
+    places = list(range(len(PAPER)))
+    series = {
+        "by area": _by_area(rows),
+        "by the TPU compiler's estimate": _by_estimate(rows),
+        "the paper's": _by_paper(),
+    }
+    for offset, (label, values) in zip((-0.25, 0.0, 0.25), series.items(), strict=True):
+        right.bar([place + offset for place in places], values, width=0.25, label=label)
+    right.set_xticks(places, [row[0].replace(" ", "\n") for row in PAPER.values()], fontsize=8)
+    right.set_ylabel("speed-up: fixed size / progressive")
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.savefig(folder / "progressive.png", dpi=100)
+    plt.close(figure)
+
+
 EXPERIMENT = Experiment(
     folder=Path(__file__).resolve().parent,
     question="How much training time does progressive learning save other networks?",
     items=items,
     tables=tables,
     answer=answer,
+    plot=plot,
     paper_runs=tuple(
         (
             PAPER[config.removesuffix(",progressive=yes")][0]

@@ -65,24 +65,48 @@ def tables(rows: Rows) -> Mapping[str, str]:
         )
     return {
         "ours": markdown((*columns, "the paper's first size", "its top-1, %", "its time"), lines),
+        "contrasts": markdown(
+            ("points of top-1", "here", "the paper's"),
+            [(what, ours, f"{his:+.2f}") for what, ours, his in _contrasts(rows)],
+        ),
         "answer": f"{answer(rows)}.",
     }
 
 
+def _contrasts(rows: Rows) -> list[tuple[str, str, float]]:
+    """What is compared, the difference over the seeds, and the paper's."""
+    found = []
+    most, least = NUM_STAGES[-1], NUM_STAGES[0]
+    late, early = STARTS[-1], STARTS[0]
+    for what, better, worse in (
+        (
+            f"{most} stages over {least}",
+            [(start, most) for start in STARTS],
+            [(start, least) for start in STARTS],
+        ),
+        (
+            f"a first size of {late} px over {early} px",
+            [(late, number) for number in NUM_STAGES],
+            [(early, number) for number in NUM_STAGES],
+        ),
+    ):
+        weighted = [
+            (1 / len(keys) * sign, key) for sign, keys in ((1, better), (-1, worse)) for key in keys
+        ]
+        difference = training.contrast([(w, spread(rows, _name(*key))) for w, key in weighted])
+        paper = dict(zip(_keys(), PAPER.values(), strict=True))
+        found.append((what, difference, sum(w * paper[key][1] for w, key in weighted)))
+    return found
+
+
 def answer(rows: Rows) -> str:
-    """How far the arms lie apart, beside how far seeds do."""
-    found = [spread(rows, _name(*key)) for key in _keys()]
-    if any(len(each.values) < 2 for each in found):
+    """What more stages and a larger first size gain, and what they cost."""
+    found = _contrasts(rows)
+    if not all(difference for _, difference, _ in found):
         return "not trained yet"
-    means, seeds = [each.mean for each in found], max(each.deviation for each in found)
-    apart = max(means) - min(means)
-    paper = [top1 for _, top1 in PAPER.values()]
     seconds = [spread(rows, _name(*key), training.SECONDS).mean for key in _keys()]
-    return (
-        f"means of the six schedules lie within {apart:.2f} points of each other (the paper "
-        f"{max(paper) - min(paper):.2f}), the largest standard deviation over seeds is "
-        f"{seeds:.2f}; training steps take {min(seconds):.0f} to {max(seconds):.0f} s"
-    )
+    gains = "; ".join(f"{what}: {ours} points (the paper {his:+.2f})" for what, ours, his in found)
+    return f"{gains}; training steps take {min(seconds):.0f} to {max(seconds):.0f} s"
 
 
 def plot(rows: Rows, folder: Path) -> None:
