@@ -126,7 +126,7 @@ def plot(rows: Rows, folder: Path) -> None:
     right.set(title="the paper: ImageNet (means)", ylabel="top-1, %")
     for axes in (left, right):
         axes.set_xlabel("RandAugment magnitude")
-        axes.legend()
+        axes.legend(fontsize=8, framealpha=0.3)
         axes.grid(alpha=0.3)
     figure.savefig(folder / "size_and_strength.png", dpi=100)
     plt.close(figure)

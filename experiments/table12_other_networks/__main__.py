@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from effnetv2_jax.config import Plan
 from effnetv2_jax.tools.tpu_compile import plan_of
 from experiments import counts, cpu, estimates, rank, training
 from experiments.experiment import (
@@ -58,12 +59,17 @@ def _exact(config: str) -> dict[str, Value]:
     """What is counted: the network at its inference size, and the sizes it is trained at."""
     loaded = estimates.Run(config).load()
     plan = plan_of(loaded)
-    pixels = sum(stage.num_steps * stage.image_size**2 for stage in plan.stages)
     return {
         **counts.quantities(loaded.model.variant, loaded.eval.image_size),
         "training sizes, px": ", ".join(str(stage.image_size) for stage in plan.stages),
-        "mean area of a training image, px": pixels / plan.total_steps,
+        "mean area of a training image, px": _mean_area(plan),
     }
+
+
+def _mean_area(plan: Plan) -> float:
+    """Of a training image over all steps, in pixels."""
+    pixels = sum(stage.num_steps * stage.image_size**2 for stage in plan.stages)
+    return pixels / plan.total_steps
 
 
 def _small(name: str, is_progressive: bool) -> str:
@@ -187,6 +193,10 @@ def tables(rows: Rows) -> Mapping[str, str]:
         paper = PAPER[_DEEP][column] / PAPER[_SHALLOW][column]
         depth.append((what, ratio("FLOPs, G"), ratio("hours"), f"{paper:.2f}"))
     trained = []
+    areas = {
+        name: _mean_area(plan_of(estimates.Run(arm.config, dict(arm.overrides)).load()))
+        for name, arm in _arms().items()
+    }
     for name in SMALL:
         fixed, rising = (_small(name, is_progressive) for is_progressive in (False, True))
         seconds = [spread(rows, arm, training.SECONDS) for arm in (fixed, rising)]
@@ -197,6 +207,7 @@ def tables(rows: Rows) -> Mapping[str, str]:
                 spread(rows, rising).minus(spread(rows, fixed)),
                 *map(str, seconds),
                 shown(seconds[0].mean / seconds[1].mean, ".2f"),
+                shown(areas[fixed] / areas[rising], ".2f"),
             )
         )
     timed = []
@@ -215,7 +226,7 @@ def tables(rows: Rows) -> Mapping[str, str]:
             (
                 *("network", "fixed size: test top-1, %", "progressive: test top-1, %"),
                 *("difference, points", "fixed size: training steps, s"),
-                *("progressive: training steps, s", "speed-up"),
+                *("progressive: training steps, s", "speed-up", "by area"),
             ),
             trained,
         ),
@@ -300,7 +311,9 @@ def plot(rows: Rows, folder: Path) -> None:
     }
     for offset, (label, values) in zip((-0.25, 0.0, 0.25), series.items(), strict=True):
         right.bar([place + offset for place in places], values, width=0.25, label=label)
-    right.set_xticks(places, [row[0].replace(" ", "\n") for row in PAPER.values()], fontsize=8)
+    right.set_xticks(
+        places, [row[0].replace(" ", "\n").replace("-", "-\n") for row in PAPER.values()]
+    )
     right.set_ylabel("speed-up: fixed size / progressive")
     right.legend(fontsize=8)
     for axes in (left, right):
