@@ -303,6 +303,14 @@ def test_many_networks_that_do_not_fit_leave_the_study_usable(fake, monkeypatch,
     assert len(fake) == len(set(fake)) == 25 and len(trained_trials(study)) == 5
 
 
+def _try_backbone(workdir):
+    config = small_config()
+    backbone = config.space.backbone
+    return trial_module.run_trial(
+        config.trial, backbone, workdir, timer=FakeTimer(), baseline=backbone
+    )
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -321,15 +329,8 @@ def test_what_a_network_can_be_at_fault_for(monkeypatch, tmp_path, error):
         raise error
 
     monkeypatch.setattr(trial_module, "train_and_evaluate", train)
-    config = small_config()
     with pytest.raises(TrialFailed, match=r"nan|3 GiB|RESOURCE_EXHAUSTED"):
-        trial_module.run_trial(
-            config.trial,
-            config.space.backbone,
-            tmp_path,
-            timer=FakeTimer(),
-            baseline=config.space.backbone,
-        )
+        _try_backbone(tmp_path)
 
 
 def test_a_broken_device_is_no_networks_fault(monkeypatch, tmp_path):
@@ -337,15 +338,8 @@ def test_a_broken_device_is_no_networks_fault(monkeypatch, tmp_path):
         raise jax.errors.JaxRuntimeError("INTERNAL: the driver is gone")
 
     monkeypatch.setattr(trial_module, "train_and_evaluate", train)
-    config = small_config()
     with pytest.raises(jax.errors.JaxRuntimeError):
-        trial_module.run_trial(
-            config.trial,
-            config.space.backbone,
-            tmp_path,
-            timer=FakeTimer(),
-            baseline=config.space.backbone,
-        )
+        _try_backbone(tmp_path)
 
 
 def test_the_step_time_is_a_ratio_to_the_baseline(monkeypatch):
