@@ -35,7 +35,7 @@ TRIALS = FOLDER / "trials.csv"
 CONFIG = "configs/nas_fashion_mnist.py"
 _SEARCH = "search"
 _NUM_AGAIN = 10  # Networks that are trained as in the search with another seed.
-_SECOND_SEED = 1
+_SEED, _SECOND_SEED = 0, 1  # Of the search's trainings, and of those.
 _NUM_BEST = 3
 # Cores of the TPU that steps are compiled for, and images of each.
 _TOPOLOGY, _CORES, _PER_CORE = "v3:2x2", 8, 128
@@ -159,9 +159,10 @@ def items() -> Sequence[Item]:
     variants = [row["variant"] for row in trials()]
     for variant in variants:
         found.append(Item(EXACT, variant, functools.partial(_exact, variant)))
-    for variant in variants[:_NUM_AGAIN]:
-        measure = functools.partial(training.train, _as_in_the_search(variant), _SECOND_SEED)
-        found.append(Item(PROXY, _again(variant), measure, seed=_SECOND_SEED))
+    again = [(variant, _SECOND_SEED) for variant in variants[:_NUM_AGAIN]]
+    for variant, seed in [*again, (baseline(), _SEED)] if variants else ():
+        measure = functools.partial(training.train, _as_in_the_search(variant), seed)
+        found.append(Item(PROXY, _again(variant), measure, seed=seed))
     found += training.items({variant: _in_full(variant) for variant in chosen().values()})
     for variant in variants:
         estimate = functools.partial(_estimate, variant)
@@ -246,12 +247,13 @@ def tables(rows: Rows) -> Mapping[str, str]:
     header = ("", "rows", "reward", "accuracy, %", "step time", "parameters")
     best = [line(str(i), row) for i, row in enumerate(_ranked(_REWARD)[:10], 1)]
     full = []
+    of_baseline = rows.number(_again(baseline()), training.VALIDATION, PROXY)
     for name, variant in chosen().items():
         found = known.get(variant)
         full.append(
             (
                 name,
-                f"{100 * float(found[_ACCURACY]):.2f}" if found else "",
+                f"{100 * float(found[_ACCURACY]):.2f}" if found else shown(of_baseline, ".2f"),
                 str(_full(rows, name)),
                 f"{float(found['step_time']):.2f}" if found else "1",
                 f"{float(found['parameters_ratio']):.2f}" if found else "1",
