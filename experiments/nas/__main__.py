@@ -232,6 +232,8 @@ def _full(rows: Rows, name: str) -> Spread:
 
 def tables(rows: Rows) -> Mapping[str, str]:
     """The best, the noise, the full trainings, the two rankings, the devices."""
+    from effnetv2_jax.nas.trial import reward
+
     known = {row["variant"]: row for row in trials()}
 
     def line(name: str, row: Mapping[str, str]) -> tuple[Value, ...]:
@@ -247,16 +249,24 @@ def tables(rows: Rows) -> Mapping[str, str]:
     header = ("", "rows", "reward", "accuracy, %", "step time", "parameters")
     best = [line(str(i), row) for i, row in enumerate(_ranked(_REWARD)[:10], 1)]
     full = []
-    of_baseline = rows.number(_again(baseline()), training.VALIDATION, PROXY)
     for name, variant in chosen().items():
-        found = known.get(variant)
+        accuracy, step_time, parameters = (
+            _of_search(known[variant])
+            if variant in known
+            else (rows.number(_again(variant), training.VALIDATION, PROXY), 1.0, 1.0)
+        )
+        rewards = (
+            reward(percent / 100, step_time, parameters, **_config().reward)
+            for percent in (accuracy, _full(rows, name).mean)
+        )
         full.append(
             (
                 name,
-                f"{100 * float(found[_ACCURACY]):.2f}" if found else shown(of_baseline, ".2f"),
+                shown(accuracy, ".2f"),
                 str(_full(rows, name)),
-                f"{float(found['step_time']):.2f}" if found else "1",
-                f"{float(found['parameters_ratio']):.2f}" if found else "1",
+                f"{step_time:.2f}",
+                f"{parameters:.2f}",
+                *(shown(value, ".4f") for value in rewards),
                 _full(rows, name).minus(_full(rows, "baseline")) if name != "baseline" else "",
             )
         )
@@ -284,8 +294,9 @@ def tables(rows: Rows) -> Mapping[str, str]:
         ),
         "full": markdown(
             (
-                *("network", "accuracy in the search, %", "test top-1 in full, %"),
-                *("step time", "parameters", "points over the baseline"),
+                *("network", "accuracy in the search, %", "test top-1 in full, %", "step time"),
+                *("parameters", "reward in the search", "reward in full"),
+                "points over the baseline",
             ),
             full,
         ),
@@ -311,6 +322,11 @@ def tables(rows: Rows) -> Mapping[str, str]:
         ),
         "answer": f"{answer(rows)}.",
     }
+
+
+def _of_search(row: Mapping[str, str]) -> tuple[float, float, float]:
+    """Accuracy in %, and the ratios of step time and parameters to the baseline's."""
+    return 100 * float(row[_ACCURACY]), float(row["step_time"]), float(row["parameters_ratio"])
 
 
 def _shown_effect(effect: _Effect) -> str:
