@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from effnetv2_jax.errors import InputError
+from effnetv2_jax.models import specs
 from effnetv2_jax.tools.tpu_compile import plan_of
 from experiments import estimates, rank
 from experiments.__main__ import experiments, index_table
@@ -329,6 +330,54 @@ def test_networks_are_trained_again_as_they_were_in_the_search():
     arm = nas._as_in_the_search(variant)
     again = estimates.Run(arm.config, dict(arm.overrides)).load()
     assert again.to_dict() == trial_config(nas._config().trial, variant).to_dict()
+
+
+def test_the_searchs_networks_are_distinct_and_their_rewards_follow_from_their_row():
+    nas = importlib.import_module("experiments.nas.__main__")
+    known = {row["variant"]: row for row in nas.trials()}
+    assert len(known) == len(nas.trials()) == nas._config().num_trials
+    page = nas.tables(nas.EXPERIMENT.rows())["full"].splitlines()
+    cells = {
+        name: row for name, *row in ([c.strip() for c in line.split("|")[1:-1]] for line in page)
+    }
+    column = cells["network"].index("reward in the search")
+    for name, variant in nas.chosen().items():
+        # The baseline's ratios are 1, so that its reward is its accuracy.
+        reward = (
+            float(known[variant]["reward"])
+            if variant in known
+            else float(cells[name][cells["network"].index("accuracy in the search, %")]) / 100
+        )
+        assert float(cells[name][column]) == pytest.approx(reward, abs=6e-5), name
+
+
+def test_what_fused_layers_cost_is_found_whatever_else_the_networks_chose():
+    nas = importlib.import_module("experiments.nas.__main__")
+    networks = [specs.get_spec(row["variant"]).rows for row in nas.trials()]
+    factors = (0.7, 0.9, 1.0, 1.0, 1.2, 1.5)
+
+    def cost(rows):
+        effect = math.prod(
+            f for f, row in zip(factors, rows, strict=True) if row.operation == "fused"
+        )
+        return effect * math.prod(row.expansion**0.3 * 1.2**row.repeats for row in rows)
+
+    exact = np.array([cost(rows) for rows in networks])
+    found = nas._effects(exact)
+    assert [e.percent for e in found] == pytest.approx([100 * (f - 1) for f in factors], abs=1e-6)
+    assert max(e.half_width for e in found) < 1e-6
+    # With noise the intervals are to cover 95 %: of 1,200, within four standard deviations.
+    rng = np.random.default_rng(0)
+    covered = [
+        abs(effect.percent - 100 * (factor - 1)) <= effect.half_width
+        for _ in range(200)
+        for effect, factor in zip(
+            nas._effects(exact * np.exp(0.1 * rng.standard_normal(len(exact)))),
+            factors,
+            strict=True,
+        )
+    ]
+    assert 0.925 < np.mean(covered) < 0.975
 
 
 def test_a_difference_is_seen_if_its_interval_leaves_out_zero():
